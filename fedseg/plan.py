@@ -1,0 +1,255 @@
+"""The study plan: what all parties agree on, typed and frozen. A plan is data, never code.
+
+A coordinator writes a `StudyPlan` as YAML. `fedseg study create` resolves it to a `Manifest` (defaults filled in,
+noise multiplier calibrated, initial weights hashed); the SHA-256 of the manifest's canonical JSON is the *plan hash*
+that every site shows, checks and agrees to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from fedseg import document
+from fedseg.document import Document, Section
+from fedseg.errors import PlanError
+
+MAX_SITES = 100
+DOWNSAMPLING = {"small": 8, "base": 16}
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+
+def _site_name(name: str) -> str:
+    if not SITE_NAME.fullmatch(name):
+        raise ValueError(f"a site's name is 1 to 32 of a-z, 0-9 and '-', not {name!r}")
+    return name
+
+
+SiteName = Annotated[str, AfterValidator(_site_name)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Image(Section):
+    """How scans are brought to the network."""
+
+    spacing_mm: Annotated[float, Field(ge=0.3, le=4.0)] = 0.8
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
+
+
+class Network(Section):
+    """The network's preset: `small` (channels 8 to 64) or `base` (channels 16 to 256, 4.8M parameters)."""
+
+    preset: Literal["small", "base"] = "base"
+
+
+class Training(Section):
+    """What a site does in one round.
+
+    Attributes:
+        steps: Optimiser steps a round (T of the privacy accounting).
+        patches_per_subject: K, patches of one subject in one forward and backward pass.
+        subjects_per_step: Subjects in a step where privacy is off; private steps draw theirs by Poisson sampling.
+        precision: `auto` is bf16 where the processor computes it natively, else float32.
+        threads: CPU threads a site may use; unset: all that it is given.
+    """
+
+    steps: PositiveInt = 10
+    patches_per_subject: Annotated[int, Field(ge=2, le=64)] = 2
+    subjects_per_step: PositiveInt = 1
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    threads: PositiveInt | None = None
+    augment: bool = True
+
+
+class Privacy(Section):
+    """Subject-level differential privacy, or its absence.
+
+    Attributes:
+        mode: `off`, `local` (each site's noise protects its own subjects against everyone) or `distributed`.
+        epsilon: The study's budget for each subject.
+        delta: At most min(1e-3, 1 / (10 public_subjects)) at every site.
+        max_grad_norm: C, the bound on one subject's gradient.
+        sampling_rate: q, the chance that a subject is drawn for a step.
+        reserve_rounds: Rounds beyond the schedule that the noise is calibrated for, so that a crash ends no study.
+    """
+
+    mode: Literal["off", "local", "distributed"]
+    epsilon: PositiveFloat | None = None
+    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    max_grad_norm: PositiveFloat = 1.0
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    reserve_rounds: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _budget(self) -> Privacy:
+        if self.mode == "distributed":
+            raise ValueError("mode distributed is not available in this version; use local")
+        if self.mode == "local" and self.epsilon is None:
+            raise ValueError("mode local needs a budget: set epsilon (8 is a common choice)")
+        if self.mode == "off" and self.epsilon is not None:
+            raise ValueError("epsilon is set but mode is off: no budget would be kept; remove epsilon or use local")
+        return self
+
+
+class Aggregation(Section):
+    """How updates are joined.
+
+    Attributes:
+        mode: `secure` (the server sees only sums) or `plain` (the server sees every update).
+        quorum: The fewest contributors of a round; unset: the least that secure aggregation allows.
+        collusion: c, how many sites may collude with the server; unset: ceil(n/3) - 1.
+        ring: Bits of the ring that updates are summed in.
+        clip: L2 bound of one site's update; a longer one is shortened to it.
+        accept_two_contributors: A sentence that says why two contributors, who can each read the other's update,
+            are acceptable; without it a quorum of two is refused.
+    """
+
+    mode: Literal["secure", "plain"] = "secure"
+    quorum: PositiveInt | None = None
+    collusion: Annotated[int, Field(ge=0)] | None = None
+    ring: Literal[32] = 32
+    clip: PositiveFloat = 64.0
+    accept_two_contributors: Annotated[str, Field(min_length=20)] | None = None
+
+
+class Schedule(Section):
+    """When rounds begin and end.
+
+    Attributes:
+        rounds: Rounds of the study.
+        deadline_s: Seconds that a phase of a round waits for a site that is at work.
+        absent_after_s: Seconds without a sign of life after which a site counts as absent.
+    """
+
+    rounds: PositiveInt
+    deadline_s: Annotated[float, Field(ge=1)] = 1800.0
+    absent_after_s: Annotated[float, Field(ge=1)] = 30.0
+
+
+class Site(Section):
+    """One hospital in the plan: public constants, never counts of its real subjects.
+
+    Attributes:
+        weight: Its constant weight in the mean; 1 in private studies.
+        public_subjects: N0, a public, rounded number of subjects; the divisor of private steps.
+    """
+
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    public_subjects: PositiveInt = 10
+
+
+class StudyPlan(Section):
+    """A study plan as its coordinator writes it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    task: Literal["feta", "brain_mask"] = "feta"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    image: Image = Image()
+    network: Network = Network()
+    training: Training = Training()
+    privacy: Privacy
+    aggregation: Aggregation = Aggregation()
+    schedule: Schedule
+    sites: Annotated[dict[SiteName, Site], Field(min_length=1, max_length=MAX_SITES)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> StudyPlan:
+        factor = DOWNSAMPLING[self.network.preset]
+        if any(side % factor for side in self.image.patch):
+            raise ValueError(
+                f"image.patch: each side must be a multiple of {factor} for the {self.network.preset} network, "
+                f"not {list(self.image.patch)}"
+            )
+        if self.private and any(site.weight != 1 for site in self.sites.values()):
+            raise ValueError("sites: every weight is 1 in a private study")
+        if self.aggregation.quorum is not None and self.aggregation.quorum > len(self.sites):
+            raise ValueError(
+                f"aggregation.quorum: {self.aggregation.quorum} of {len(self.sites)} sites can never be reached"
+            )
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether sites train with differential privacy."""
+        return self.privacy.mode != "off"
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """All sites, sorted: the order that secure aggregation numbers them in."""
+        return tuple(sorted(self.sites))
+
+
+class Manifest(Section):
+    """A resolved plan: nothing is left to a default, and nothing in it changes during a study.
+
+    Attributes:
+        study: Random identifier of the study (32 hex digits).
+        plan: The plan, defaults filled in.
+        quorum: The fewest contributors of a round.
+        noise_multiplier: Calibrated from budget, rate, steps and rounds (reserve included); None without privacy.
+        architecture: What rebuilds the network, as the model file says it.
+        parameters: Number of trainable parameters.
+        initial_model: SHA-256 of the weights that round 1 starts from.
+        code_version: The version that resolved the plan.
+    """
+
+    schema_version: Literal[1] = 1
+    study: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    plan: StudyPlan
+    quorum: PositiveInt
+    noise_multiplier: PositiveFloat | None
+    architecture: dict[str, str | int | list[int]]
+    parameters: Annotated[int, Field(ge=1, le=2**28)]
+    initial_model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    code_version: str
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: sorted keys, no white space, UTF-8."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+    @property
+    def plan_hash(self) -> str:
+        """SHA-256 of the canonical JSON, in hex: what sites agree to."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read a manifest that arrived from elsewhere.
+
+        Raises:
+            PlanError: if it is not canonical, or not a manifest of this version.
+        """
+        try:
+            manifest = cls.model_validate_json(data)
+        except ValidationError as failure:
+            first = failure.errors()[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise PlanError(
+                f"the study's manifest cannot be read: {at}: {first['msg']}", hint="use the coordinator's version"
+            ) from None
+        if manifest.to_json() != data:
+            raise PlanError("the study's manifest is not in canonical form")
+        return manifest
+
+
+def parse_plan(text: str, name: str) -> Document[StudyPlan]:
+    """Read a plan from YAML 1.2.
+
+    Args:
+        text: The document.
+        name: What errors call the file.
+
+    Raises:
+        PlanError: with file, line, what is allowed and the nearest match.
+    """
+    return document.parse(text, StudyPlan, name=name, error=PlanError)
