@@ -1,0 +1,1 @@
+"""What must survive: journals, the privacy ledger, checkpoints and the study's database."""

@@ -1,0 +1,66 @@
+"""Files that are whole or not there, and errors of the disk in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedseg.errors import StorageError
+
+_REASONS = {
+    errno.ENOSPC: ("no room is left on the disk", "free some space and start again; nothing was lost"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and start again; nothing was lost"),
+    errno.EROFS: ("the disk is read-only", "use a folder on a disk that can be written to"),
+    errno.EACCES: ("permission denied", "use a folder that belongs to you"),
+}
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file so that after a crash the old or the new content is there, whole, and the new one stays.
+
+    Args:
+        path: Replaced if it exists; its folder must exist.
+        data: The whole content.
+        mode: Permissions of the file.
+
+    Raises:
+        StorageError: The disk is full, or the folder missing or not writable. `path` is untouched.
+    """
+    with storage_errors(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make new and renamed names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside into a `StorageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        what, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+        raise StorageError(what, where=str(path), hint=hint) from error

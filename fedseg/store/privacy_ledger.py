@@ -1,0 +1,175 @@
+"""One hospital's privacy ledger and its secret, on disk, outside any study's state folder.
+
+`ledger.jsonl` holds the charges, `ledger.key` the secret that turns subjects' ids into pseudonyms. Each without the
+other is refused, as is a key that the ledger was not opened with: a new key would give every subject a new name and
+so a clean history.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedseg.errors import LedgerError
+from fedseg.privacy.accounting import site_epsilon
+from fedseg.privacy.events import RoundCharge
+from fedseg.privacy.ledger import Budget, Ledger, check_budget
+from fedseg.store.files import storage_errors, write_atomic
+from fedseg.store.journal import Journal, utc_now
+
+LEDGER, KEY = "ledger.jsonl", "ledger.key"
+_KEY_BYTES = 32
+_HINT = "restore both files from the same backup; training goes on only with the whole history"
+
+
+class HospitalLedger:
+    """The ledger of one hospital; several processes may hold it open. Open it with `HospitalLedger.open`."""
+
+    def __init__(self, journal: Journal, secret: bytes) -> None:
+        """Use `open`, which checks that the two belong together."""
+        self._journal = journal
+        self._secret = secret
+
+    @classmethod
+    def open(cls, folder: Path) -> HospitalLedger:
+        """Open the ledger in `folder`; on first use (neither file is there) begin one.
+
+        Raises:
+            LedgerError: One of the two files is missing, they don't belong together, or the ledger is broken.
+            StorageError: The folder cannot be made, read or written.
+        """
+        path, key = folder / LEDGER, folder / KEY
+        with storage_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _folder_lock(folder):
+            if not path.exists() and not key.exists():
+                _begin(path, key)
+            _refuse_half(path, key)
+            with storage_errors(key):
+                secret = key.read_bytes()
+        ledger = cls(Journal.open(path), secret)
+        ledger._check_key(key)
+        return ledger
+
+    @property
+    def folder(self) -> Path:
+        """Where the two files are."""
+        return self._journal.path.parent
+
+    @property
+    def ledger(self) -> Ledger:
+        """All records, as they stand on disk, verified."""
+        return Ledger.from_records(self._journal.refresh(), str(self._journal.path))
+
+    def subject_key(self, subject_id: str) -> str:
+        """The pseudonym under which a subject is charged: HMAC-SHA256 under this hospital's secret, 64 hex digits.
+
+        Args:
+            subject_id: The id of the privacy unit, always spelled alike in every study (BIDS label without `sub-`).
+        """
+        return _keyed(self._secret, b"subject", subject_id.encode())
+
+    def charge(self, charge: RoundCharge, *, study_budget: Budget, lifetime_budget: Budget | None) -> str:
+        """Charge a round, durably, before its first gradient.
+
+        Args:
+            charge: The whole round.
+            study_budget: (epsilon, delta) of the plan.
+            lifetime_budget: (epsilon, delta) of the site's policy, or None.
+
+        Returns:
+            The ledger's head after it.
+
+        Raises:
+            BudgetError: It would pass a budget; nothing is charged.
+            LedgerError: The ledger is broken, or this attempt is charged already.
+            StorageError: It could not be made durable; the round must not start.
+        """
+        with self._journal.locked() as entry:
+            ledger = Ledger.from_records(entry.records, str(entry.path))
+            record = ledger.charge_record(charge, utc_now())
+            check_budget(ledger, charge, study_budget=study_budget, lifetime_budget=lifetime_budget)
+            return entry.write(record).hash
+
+    def commit(self, study: str, round_number: int, attempt: int) -> str:
+        """Note that a charged round was handed over; it frees nothing. Returns the head.
+
+        Raises:
+            LedgerError: The ledger is broken, or the round was not charged or is committed already.
+            StorageError: It could not be written.
+        """
+        with self._journal.locked() as entry:
+            ledger = Ledger.from_records(entry.records, str(entry.path))
+            return entry.write(ledger.commit_record(study, round_number, attempt, utc_now())).hash
+
+    def spent(self, study: str | None, delta: float) -> float:
+        """The largest epsilon of any subject over one study's charges, or over all (None)."""
+        return site_epsilon(self.ledger.charges(study), delta)
+
+    def verify(self, head: str | None = None) -> bool:
+        """Read and check everything again.
+
+        Args:
+            head: A head that this ledger once had, as somebody else remembers it.
+
+        Returns:
+            True.
+
+        Raises:
+            LedgerError: Something is broken or missing, or `head` is not in the chain (rolled back).
+        """
+        path, key = self.folder / LEDGER, self.folder / KEY
+        _refuse_half(path, key)
+        ledger = self.ledger
+        self._check_key(key)
+        if head is not None and not ledger.contains(head):
+            raise LedgerError(
+                f"the ledger was rolled back: it lacks the record {head[:12]}…", where=str(path), hint=_HINT
+            )
+        return True
+
+    def _check_key(self, key: Path) -> None:
+        opening = self.ledger.records[0].body
+        with storage_errors(key):
+            on_disk = key.read_bytes()
+        if len(on_disk) != _KEY_BYTES or opening.get("key_id") != _key_id(on_disk):
+            raise LedgerError("this is not the key that the ledger was opened with", where=str(key), hint=_HINT)
+
+
+def _begin(path: Path, key: Path) -> None:
+    secret = secrets.token_bytes(_KEY_BYTES)
+    write_atomic(key, secret)
+    Journal.create(path, "open", {"format": "fedseg privacy ledger 1", "key_id": _key_id(secret)})
+
+
+def _refuse_half(path: Path, key: Path) -> None:
+    for present, missing in ((path, key), (key, path)):
+        if present.exists() and not missing.exists():
+            raise LedgerError(f"{missing.name} is missing beside {present.name}", where=str(path.parent), hint=_HINT)
+    if not path.exists():
+        raise LedgerError("the privacy ledger is missing", where=str(path), hint=_HINT)
+
+
+def _key_id(secret: bytes) -> str:
+    return _keyed(secret, b"key id", b"")
+
+
+def _keyed(secret: bytes, purpose: bytes, message: bytes) -> str:
+    return hmac.new(secret, b"fedseg/ledger/" + purpose + b"/v1\0" + message, hashlib.sha256).hexdigest()
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    with storage_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
