@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedseg.errors import DataError
+from fedseg.imaging.bids import entities, load_dataset
+from fedseg.labels import BRAIN_MASK, FETA
+from tests.conftest import FIDON_TSV, tiny_head
+
+Make = Callable[..., Path]
+
+
+def _refused(root: Path, **settings: object) -> str:
+    with pytest.raises(DataError) as caught:
+        load_dataset(root, **{"scheme": FETA, **settings})  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_reads_cases_labels_table_and_participants(make_bids: Make) -> None:
+    participants = "participant_id\tGestational age\tPathology\tsite\tsplit\nsub-01\t24.5\tspina bifida\tghent\ttest\n"
+    root = make_bids(2, masks=True, participants=participants + "sub-02\t25+3\tn/a\t\tvalidation\nsub-09\t30\t\t\t\n")
+    dataset = load_dataset(root, scheme=FETA)
+    first, second = dataset.cases
+    assert (first.subject, first.name, first.site, first.pathology) == ("01", "sub-01_rec-srr", "ghent", "spina bifida")
+    assert first.gestational_age_weeks == 24.5
+    assert second.gestational_age_weeks == pytest.approx(25 + 3 / 7)
+    assert (second.site, second.pathology, second.split) == (None, None, "validation")
+    assert first.labels == root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    assert first.mask == root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_desc-brain_mask.nii.gz"
+    assert dataset.class_map(first) == {0: 0, 1: 3, 2: 4, 3: 5, 4: 1, 5: 2, 6: 6, 7: 7, 8: 3}
+    assert list(dataset.subjects("test")) == ["01"]
+    assert list(dataset.subjects("train")) == []
+    assert list(dataset.subjects()) == ["01", "02"]
+    assert dataset.absent == ("09",)
+
+
+def test_all_train_by_default_and_other_spelling(make_bids: Make) -> None:
+    dataset = load_dataset(make_bids(2, participants="participant_id\tgestational_age\n01\t24w3d\n"), scheme=FETA)
+    assert {case.split for case in dataset.cases} == {"train"}
+    assert dataset.cases[0].gestational_age_weeks == pytest.approx(24 + 3 / 7)
+
+
+def test_labels_beside_the_scan_with_the_table_at_the_root(make_bids: Make) -> None:
+    root = make_bids(1)
+    labels = root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    labels.rename(root / "sub-01/anat/sub-01_rec-srr_dseg.nii.gz")
+    (root / "derivatives/manual/dseg.tsv").rename(root / "dseg.tsv")
+    dataset = load_dataset(root, scheme=FETA)
+    assert dataset.cases[0].labels == root / "sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    assert dataset.cases[0].table is not None
+    assert dataset.cases[0].table.source == str(root / "dseg.tsv")
+
+
+def test_sessions_and_runs_are_one_subject(make_bids: Make, save: Make) -> None:
+    root = make_bids(1)
+    image, labels = tiny_head()
+    for stem in ("ses-a/anat/sub-01_ses-a_run-1", "ses-a/anat/sub-01_ses-a_run-2"):
+        save(root / f"sub-01/{stem}_T2w.nii.gz", image)
+        save(root / f"derivatives/manual/sub-01/{stem}_desc-expert_dseg.nii.gz", labels)
+    dataset = load_dataset(root, scheme=FETA)
+    assert [(case.session, case.run) for case in dataset.cases] == [(None, None), ("a", "1"), ("a", "2")]
+    assert {key: len(cases) for key, cases in dataset.subjects("train").items()} == {"01": 3}
+    assert [case.labels is not None and f"run-{case.run}" in case.labels.name for case in dataset.cases[1:]] == [
+        True
+    ] * 2
+
+
+def test_own_results_are_never_truth(make_bids: Make) -> None:
+    root = make_bids(1)
+    own = root / "derivatives/fedseg/sub-01/anat"
+    own.mkdir(parents=True)
+    source = root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    shutil.copy(source, own / "sub-01_rec-srr_dseg.nii.gz")
+    shutil.copy(source, source.with_name("sub-01_rec-srr_seg-fedseg_dseg.nii.gz"))
+    assert load_dataset(root, scheme=FETA).cases[0].labels == source
+    shutil.rmtree(root / "derivatives/manual")
+    assert "this scan has no labels (_dseg)" in _refused(root)
+
+
+def test_two_label_maps_for_one_scan(make_bids: Make) -> None:
+    root = make_bids(1)
+    shutil.copytree(root / "derivatives/manual", root / "derivatives/other")
+    assert "2 files could be its dseg: derivatives/manual/sub-01/anat" in _refused(root)
+    assert load_dataset(root, scheme=FETA, require_labels=False).cases[0].labels is None
+
+
+def test_masks(make_bids: Make) -> None:
+    root = make_bids(1, masks=True)
+    dataset = load_dataset(root, scheme=BRAIN_MASK)
+    assert dataset.target(dataset.cases[0]) == dataset.cases[0].mask
+    assert dataset.class_map(dataset.cases[0]) is None
+    without = load_dataset(make_bids(1, name="other"), scheme=BRAIN_MASK)
+    assert without.target(without.cases[0]) == without.cases[0].labels
+    assert without.class_map(without.cases[0]) == {0: 0} | dict.fromkeys(range(1, 9), 1)
+
+
+def test_label_tables_by_name_and_file(make_bids: Make, tmp_path: Path) -> None:
+    root = make_bids(1, tsv=None)
+    message = _refused(root)
+    assert "no dseg.tsv says what the label numbers mean" in message
+    assert "--labels feta|fidon|drawem|bounti|FILE" in message
+    named = load_dataset(root, scheme=FETA, labels="fidon")
+    assert named.class_map(named.cases[0]) == {0: 0, 1: 3, 2: 4, 3: 5, 4: 1, 5: 2, 6: 6, 7: 7, 8: 3}
+    (tmp_path / "table.csv").write_text(FIDON_TSV.replace("\t", ","))
+    by_file = load_dataset(root, scheme=FETA, labels=str(tmp_path / "table.csv"))
+    assert by_file.class_map(by_file.cases[0]) == {0: 0, 1: 3, 2: 4, 3: 5, 4: 1, 5: 2, 6: 6, 7: 7, 8: 3}
+    assert "did you mean 'fidon'?" in _refused(root, labels="fidonn")
+    assert "there is no such label table" in _refused(root, labels="nowhere/table.tsv")
+
+
+def test_unknown_name_in_dseg_tsv_names_the_file(make_bids: Make) -> None:
+    root = make_bids(1, tsv=FIDON_TSV.replace("cerebellum", "cerebelllum"))
+    assert _refused(root).startswith(f"{root}/derivatives/manual/dseg.tsv: label names that are not known")
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    assert (
+        _refused(tmp_path / "nothing")
+        == f"{tmp_path}/nothing: there is no such folder (check the path given to --data)"
+    )
+
+
+def test_folder_without_scan(tmp_path: Path) -> None:
+    message = _refused(tmp_path)
+    assert "no scan in this folder" in message
+    assert "sub-X/anat/sub-X_T2w.nii.gz" in message
+    (tmp_path / "file.txt").write_text("")
+    assert "this is a file, not a folder or a .csv of pairs" in _refused(tmp_path / "file.txt")
+
+
+def test_scan_without_labels_says_how_many_more(make_bids: Make) -> None:
+    root = make_bids(3, labels=False)
+    message = _refused(root)
+    assert message.startswith(f"{root}/sub-01/anat/sub-01_rec-srr_T2w.nii.gz: this scan has no labels (_dseg)")
+    assert "2 more of these: `fedseg data check` lists all" in message
+    assert "no brain mask (_desc-brain_mask) or labels" in _refused(root, scheme=BRAIN_MASK)
+    assert len(load_dataset(root, scheme=FETA, require_labels=False).cases) == 3
+    assert len(load_dataset(root, scheme=FETA, strict=False).problems) == 3
+
+
+def test_two_subjects_with_one_id(make_bids: Make) -> None:
+    rows = "participant_id\tsite\nsub-01\ta\n01\tb\n"
+    assert "two subjects with one id: '01' has two rows" in _refused(make_bids(1, participants=rows))
+    rows = "participant_id\nsub-A1\nsub-a1\n"
+    assert "two subjects with one id: 'A1' and 'a1'" in _refused(make_bids(1, participants=rows, name="case"))
+    sessions = "participant_id\tsession_id\nsub-01\t1\nsub-01\t2\n"
+    assert len(load_dataset(make_bids(1, participants=sessions, name="sessions"), scheme=FETA).cases) == 1
+
+
+def test_file_in_another_subjects_folder(make_bids: Make) -> None:
+    root = make_bids(2)
+    (root / "sub-01/anat/sub-01_rec-srr_T2w.nii.gz").rename(root / "sub-02/anat/sub-01_rec-srr_T2w.nii.gz")
+    assert "named for subject '01' and lies in the folder of '02'" in _refused(root)
+
+
+def test_thick_stack_is_named_with_tools(make_bids: Make, save: Make) -> None:
+    root = make_bids(1)
+    stack = np.random.default_rng(0).integers(0, 500, (16, 16, 6)).astype(np.int16)
+    save(root / "sub-02/anat/sub-02_run-1_T2w.nii.gz", stack, np.diag([1.1, 1.1, 3.3, 1]))
+    message = _refused(root)
+    assert message.startswith(f"{root}/sub-02/anat/sub-02_run-1_T2w.nii.gz: this is a raw stack of thick slices")
+    assert all(tool in message for tool in ("NeSVoR", "SVRTK", "NiftyMIC", "MIAL SRTK"))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("subject\tage\n01\t3\n", "there is no column participant_id"),
+        ("participant_id\tsplit\nsub-01\tholdout\n", "'holdout' is not a split (one of train, validation, test)"),
+        ("participant_id\tgestational_age\nsub-01\ttwenty\n", "gestational age 'twenty' is not a number of weeks"),
+        (
+            "participant_id\tsession_id\tsplit\nsub-01\t1\ttest\nsub-01\t2\ttrain\n",
+            "subject '01' stands in two splits",
+        ),
+    ],
+)
+def test_bad_participants(make_bids: Make, table: str, message: str) -> None:
+    assert message in _refused(make_bids(1, participants=table))
+
+
+def test_table_that_is_not_text(make_bids: Make) -> None:
+    root = make_bids(1)
+    (root / "participants.tsv").write_bytes(b"participant_id\tPathology\nsub-01\tL\xe4sion\n")
+    assert "cannot be read as UTF-8 text" in _refused(root)
+
+
+class TestPairs:
+    """The CSV of pairs."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, save: Make) -> Path:
+        image, labels = tiny_head()
+        for name in ("anna", "berta"):
+            save(tmp_path / name / "image.nii.gz", image)
+            save(tmp_path / name / "label.nii.gz", labels)
+        (tmp_path / "dseg.tsv").write_text(FIDON_TSV)
+        return tmp_path
+
+    def write(self, folder: Path, text: str) -> Path:
+        (folder / "pairs.csv").write_text(text)
+        return folder / "pairs.csv"
+
+    def test_folders_name_subjects(self, folder: Path) -> None:
+        rows = "image,label\nanna/image.nii.gz,anna/label.nii.gz\nberta/image.nii.gz,berta/label.nii.gz\n"
+        dataset = load_dataset(self.write(folder, rows), scheme=FETA)
+        assert [case.subject for case in dataset.cases] == ["anna", "berta"]
+        assert dataset.root == folder
+        assert dataset.class_map(dataset.cases[0]) is not None
+
+    def test_columns(self, folder: Path) -> None:
+        rows = "image,label,subject,session,run,site,Gestational age,Pathology,split\n"
+        rows += "anna/image.nii.gz,anna/label.nii.gz,7,1,1,ghent,30,none,test\n"
+        rows += "berta/image.nii.gz,berta/label.nii.gz,7,2,1,ghent,31.5,spina bifida,test\n"
+        dataset = load_dataset(self.write(folder, rows), scheme=FETA)
+        assert len(dataset.subjects("test")["7"]) == 2
+        second = dataset.cases[1]
+        assert (second.session, second.site, second.gestational_age_weeks) == ("2", "ghent", 31.5)
+        assert second.pathology == "spina bifida"
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ("image,label\n", "no scan in this table"),
+            ("scan,label\na,b\n", "a row has no image"),
+            ("image,label\nclara/image.nii.gz,\n", "there is no such file: clara/image.nii.gz"),
+            ("image,label\nanna/image.nii.gz,\n", "this scan has no labels"),
+            ("image\nanna/image.nii.gz\nanna/image.nii.gz\n", "two rows name one image"),
+            (
+                "image,subject,split\nanna/image.nii.gz,1,train\nberta/image.nii.gz,1,test\n",
+                "subject '1' stands in two splits",
+            ),
+        ],
+    )
+    def test_refuses(self, folder: Path, rows: str, message: str) -> None:
+        assert message in _refused(self.write(folder, rows))
+
+    def test_two_scans_that_only_a_name_makes_one_subject(self, folder: Path) -> None:
+        (folder / "other").mkdir()
+        shutil.copytree(folder / "anna", folder / "other/anna")
+        rows = "image,label\nanna/image.nii.gz,anna/label.nii.gz\nother/anna/image.nii.gz,other/anna/label.nii.gz\n"
+        message = _refused(self.write(folder, rows))
+        assert "two subjects with one id: two scans would both be subject 'anna'" in message
+        assert "add a column subject" in message
+
+
+def test_entities() -> None:
+    assert entities(Path("x/sub-01_run-1_T2w_desc-brain_mask.nii.gz")) == {"sub": "01", "run": "1", "desc": "brain"}
