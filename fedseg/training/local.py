@@ -1,0 +1,286 @@
+"""Local training at one site: weights in, update out.
+
+The trainer satisfies the runtime's protocol: it knows nothing of networks, files or rounds but the round's number.
+Where privacy is on, its steps are those of `dpsgd` (one subject a backward pass, noise from the operating system);
+where it is off, every random choice is a function of the plan's seed, the round and the site's name, so the same
+number of threads on the same machine gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import log_softmax
+
+from fedseg.errors import DataError, Interrupted, PlanError
+from fedseg.plan import StudyPlan
+from fedseg.training.network import Array, arrays, from_architecture, load_arrays
+from fedseg.training.patches import SubjectVolumes
+
+if TYPE_CHECKING:
+    from fedseg.imaging.transforms import Prepared
+
+DICE_SMOOTHING = 1.0
+LEAST_VOXELS = 64.0
+MAX_PLAIN_GRAD_NORM = 12.0
+FINAL_RATE = 0.01
+
+
+class LocalTrainer:
+    """One site's training: its subjects, its network, and `update` once a round.
+
+    Attributes:
+        subjects: The sampling frame: ids of all training subjects, sorted. They never leave the site.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        site: str,
+        subjects: Mapping[str, Sequence[Prepared]],
+        *,
+        architecture: Mapping[str, Any],
+        noise_multiplier: float | None = None,
+    ) -> None:
+        """Build the network and index every subject's tissues.
+
+        Args:
+            plan: What all parties agreed on.
+            site: This site's name in the plan.
+            subjects: Prepared volumes of each training subject, at the plan's spacing.
+            architecture: What rebuilds the network, as the manifest and the model file say it.
+            noise_multiplier: Calibrated sigma; needed where privacy is on.
+
+        Raises:
+            DataError: No subject, or a subject without a usable volume, or a label that the network has no class for.
+            PlanError: The site is not in the plan, or a private plan comes without its noise.
+        """
+        if site not in plan.sites:
+            raise PlanError(f"site {site!r} is not in the plan", hint=f"known: {', '.join(plan.site_names)}")
+        if plan.private and noise_multiplier is None:
+            raise PlanError("a private plan needs its calibrated noise multiplier", hint="train from the manifest")
+        if not subjects:
+            raise DataError("there is no subject to train on", hint="check the split column of participants.tsv")
+        self.subjects = tuple(sorted(subjects))
+        self._plan, self._site, self._noise_multiplier = plan, site, noise_multiplier
+        self._volumes = tuple(SubjectVolumes(subjects[subject]) for subject in self.subjects)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = from_architecture(architecture).to(self._device)
+        self._refuse_unknown_labels()
+
+    def update(
+        self,
+        weights: Mapping[str, npt.NDArray[np.float32]],
+        round_number: int,
+        *,
+        entropy: Callable[[int], bytes],
+        on_step: Callable[[int, int], None],
+        should_stop: Callable[[], bool],
+    ) -> dict[str, Array]:
+        """Train for one round's steps.
+
+        Args:
+            weights: The global model, by parameter name.
+            round_number: From 1; with the seed and the site it determines a round where privacy is off.
+            entropy: Bytes from the operating system; privacy's noise, sampling and patches come from it.
+            on_step: Called with (steps done, steps in all).
+            should_stop: Asked between steps.
+
+        Returns:
+            Weights after minus weights before, float32, by parameter name.
+
+        Raises:
+            Interrupted: `should_stop` said so; nothing is returned and the trainer can be used again.
+            ModelError: `weights` don't fit the network.
+        """
+        load_arrays(self._model, weights)
+        self._model.train()
+        steps = self._plan.training.steps
+        done = partial(_report, on_step, steps)
+        with reproducible(self._plan.training.threads):
+            if self._plan.private:
+                self._private_steps(entropy, done, should_stop)
+            else:
+                self._plain_steps(round_number, done, should_stop)
+        after = arrays(self._model)
+        return {name: value - weights[name].astype(np.float32, copy=False) for name, value in after.items()}
+
+    def _plain_steps(self, round_number: int, done: Callable[[int], None], should_stop: Callable[[], bool]) -> None:
+        training = self._plan.training
+        rng = np.random.default_rng(round_seed(self._plan.seed, round_number, self._site))
+        rate = scheduled_rate(training.learning_rate, round_number, self._plan.schedule.rounds)
+        optimiser = make_optimiser(self._model, self._plan, rate)
+        drawn = _shuffled(rng, len(self._volumes))
+        count = min(training.subjects_per_step, len(self._volumes))
+        for step in range(training.steps):
+            if should_stop():
+                raise Interrupted("training was stopped between two steps", hint="join again to go on")
+            self._plain_step([next(drawn) for _ in range(count)], rng, optimiser)
+            done(step + 1)
+
+    def _plain_step(self, chosen: Sequence[int], rng: np.random.Generator, optimiser: torch.optim.Optimizer) -> None:
+        images, labels = zip(*(self._batch(subject, rng) for subject in chosen), strict=True)
+        logits = self._logits(torch.cat(images))
+        losses = [subject_loss(*pair) for pair in zip(logits.chunk(len(chosen)), labels, strict=True)]
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), MAX_PLAIN_GRAD_NORM)
+        if math.isfinite(float(norm)):
+            optimiser.step()
+
+    def _private_steps(
+        self, entropy: Callable[[int], bytes], done: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> None:
+        from fedseg.training.dpsgd import private_steps  # noqa: PLC0415  # opacus takes a second, and RAM, to import
+
+        plan, sigma = self._plan, self._noise_multiplier
+        if sigma is None:
+            raise PlanError("a private plan needs its calibrated noise multiplier")
+        rng = np.random.default_rng(int.from_bytes(entropy(16), "big"))
+        private_steps(
+            self._model,
+            make_optimiser(self._model, plan, plan.training.learning_rate),
+            [partial(self._private_loss, index, rng) for index in range(len(self._volumes))],
+            noise_multiplier=sigma,
+            max_grad_norm=plan.privacy.max_grad_norm,
+            sampling_rate=plan.privacy.sampling_rate,
+            public_subjects=plan.sites[self._site].public_subjects,
+            steps=plan.training.steps,
+            entropy=entropy,
+            on_step=done,
+            should_stop=should_stop,
+        )
+
+    def _private_loss(self, subject: int, rng: np.random.Generator) -> torch.Tensor:
+        images, labels = self._batch(subject, rng)
+        return subject_loss(self._logits(images), labels)
+
+    def _batch(self, subject: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """K patches of one subject: images float32 [K, 1, X, Y, Z] and labels uint8 [K, X, Y, Z]."""
+        volumes, patch, training = self._volumes[subject], self._plan.image.patch, self._plan.training
+        draws = [volumes.draw(rng, patch, augment=training.augment) for _ in range(training.patches_per_subject)]
+        images, labels = zip(*(volumes.cut(draw, patch) for draw in draws), strict=True)
+        return (
+            torch.from_numpy(np.stack(images))[:, None].to(self._device),
+            torch.from_numpy(np.stack(labels)).to(self._device),
+        )
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        with autocast(self._device, self._plan.training.precision):
+            logits: torch.Tensor = self._model(images)
+        return logits
+
+    def _refuse_unknown_labels(self) -> None:
+        highest = max(subject.highest_label for subject in self._volumes)
+        if highest >= self._model.classes:
+            raise DataError(f"a training label {highest}, where the network has classes 0 to {self._model.classes - 1}")
+
+
+def subject_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Weighted cross-entropy plus one minus the mean Dice of the tissues, over the K patches of one subject.
+
+    Args:
+        logits: [K, classes, X, Y, Z], of any float type; computed on in float32.
+        labels: Integer [K, X, Y, Z], below `classes`.
+
+    Both terms count all K patches together. A voxel weighs the inverse square root of its class's share, scaled to a
+    mean of one: without it a brainstem waits hundreds of steps behind the background. Dice (Milletari et al. 2016)
+    leaves the background out; a tissue that is in none of the patches costs what the network wrongly claims of it,
+    softened by one voxel.
+    """
+    classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1)
+    truth = (labels.unsqueeze(1) == classes).float()
+    log_probabilities = log_softmax(logits.float(), dim=1)
+    probabilities = log_probabilities.exp()
+    over = (0, 2, 3, 4)
+    voxels = truth.sum(over)
+    weights = class_weights(voxels)
+    cross_entropy = -((log_probabilities * truth).sum(over) * weights).sum() / labels.numel()
+    overlap = 2 * (probabilities * truth).sum(over) + DICE_SMOOTHING
+    dice = overlap / (probabilities.sum(over) + voxels + DICE_SMOOTHING)
+    return cross_entropy + 1 - dice[1:].mean()
+
+
+def class_weights(voxels: torch.Tensor) -> torch.Tensor:
+    """Weight of one voxel of each class: its share to the power -1/2, mean one over all voxels, 0 where absent.
+
+    Args:
+        voxels: Float [classes], voxels of each class in one subject's patches; a class of fewer than
+            `LEAST_VOXELS` weighs as if it had that many.
+    """
+    present = (voxels > 0).float()
+    raw = present * voxels.clamp(min=LEAST_VOXELS).rsqrt()
+    return raw * (voxels.sum() / (raw * voxels).sum())
+
+
+def make_optimiser(model: nn.Module, plan: StudyPlan, rate: float) -> torch.optim.Optimizer:
+    """The plan's optimiser with a fresh state: AdamW (decoupled decay), or SGD with momentum."""
+    training, parameters = plan.training, [p for p in model.parameters() if p.requires_grad]
+    if training.optimiser == "adam":
+        return torch.optim.AdamW(parameters, rate, betas=(training.momentum, 0.999), weight_decay=training.weight_decay)
+    nesterov = training.momentum > 0
+    return torch.optim.SGD(
+        parameters, rate, momentum=training.momentum, nesterov=nesterov, weight_decay=training.weight_decay
+    )
+
+
+def scheduled_rate(rate: float, round_number: int, rounds: int) -> float:
+    """Half a cosine from `rate` in round 1 towards a hundredth of it after the last of `rounds`."""
+    progress = min(max((round_number - 1) / rounds, 0.0), 1.0)
+    return rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def round_seed(seed: int, round_number: int, site: str) -> int:
+    """128 bits that differ by study seed, round and site; only for training without privacy."""
+    text = f"fedseg local training|{seed}|{round_number}|{site}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 where asked for, or where `auto` finds a device that computes it natively; float32 otherwise."""
+    wanted = precision == "bf16" or (precision == "auto" and native_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is in hardware: AMX or AVX512-BF16 on a CPU; Ampere or newer on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+@contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """Deterministic kernels and, where given, a fixed number of threads; both are put back afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.set_num_threads(threads or before[0])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        memory.fill_uninitialized_memory = fill
+
+
+def _shuffled(rng: np.random.Generator, count: int) -> Iterator[int]:
+    """Endless shuffles of 0..count-1: every subject is drawn equally often, to within one."""
+    while True:
+        yield from (int(i) for i in rng.permutation(count))
+
+
+def _report(on_step: Callable[[int, int], None], steps: int, done: int) -> None:
+    on_step(done, steps)

@@ -1,0 +1,166 @@
+"""The networks a study can train: two presets of MONAI's 3D UNet, safe for subject-level DP-SGD.
+
+Both normalise with GroupNorm, which looks at one patch alone and keeps no running statistics, so one subject's
+gradient never depends on another subject. The UNet puts out 8 channels and a 1x1x1 head maps them to the classes,
+because 8 groups cannot be laid over 2 or 7 channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.networks.nets.unet import UNet
+from torch import nn
+
+from fedseg.errors import ModelError
+
+Array = npt.NDArray[np.float32]
+
+GROUPS = 8
+HEAD_CHANNELS = 8
+RESIDUAL_UNITS = 2
+FAMILY = "monai-unet"
+MAX_CLASSES = 256
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of network: `channels` of each level, each level halving the grid of the one before."""
+
+    channels: tuple[int, ...]
+
+    @property
+    def multiple(self) -> int:
+        """What each side of an input must be a multiple of, in voxels."""
+        return int(2 ** (len(self.channels) - 1))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "small": Preset((8, 16, 32, 64)),
+    "base": Preset((16, 32, 64, 128, 256)),
+}
+
+
+class SegmentationNet(nn.Module):
+    """A UNet with a 1x1x1 head: float [N, 1, X, Y, Z] in, logits [N, classes, X, Y, Z] out.
+
+    X, Y and Z must be multiples of `multiple`, at least twice that.
+    """
+
+    def __init__(self, preset: str, classes: int) -> None:
+        """Lay out the layers; the weights are torch's defaults until `build_network` seeds them."""
+        super().__init__()
+        size = PRESETS[preset]
+        self.preset = preset
+        self.classes = classes
+        self.multiple = size.multiple
+        self.body = UNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=HEAD_CHANNELS,
+            channels=size.channels,
+            strides=(2,) * (len(size.channels) - 1),
+            num_res_units=RESIDUAL_UNITS,
+            norm=("GROUP", {"num_groups": GROUPS}),
+        )
+        self.head = nn.Conv3d(HEAD_CHANNELS, classes, kernel_size=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits of every class at every voxel; softmax is the caller's."""
+        logits: torch.Tensor = self.head(self.body(image))
+        return logits
+
+
+def build_network(preset: str, classes: int, seed: int | None) -> SegmentationNet:
+    """A fresh network of `classes` classes (background included), on the CPU, in float32.
+
+    Args:
+        preset: A name in `PRESETS`.
+        classes: 2 to 256; labels are uint8.
+        seed: Initial weights are a function of it; None draws them from the operating system. torch's global
+            generator is left as it was found.
+
+    Raises:
+        ModelError: An unknown preset or an impossible number of classes.
+    """
+    if preset not in PRESETS:
+        raise ModelError(f"unknown network preset {preset!r}", hint=f"known: {', '.join(sorted(PRESETS))}")
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ModelError(f"a network of {classes} classes", hint=f"2 to {MAX_CLASSES}, background included")
+    with torch.random.fork_rng(devices=[]):
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+        return SegmentationNet(preset, classes)
+
+
+def arrays(model: nn.Module) -> dict[str, Array]:
+    """Copies of the trainable parameters as float32, sorted by name; buffers and frozen parameters are left out."""
+    trainable = ((name, p) for name, p in sorted(model.named_parameters()) if p.requires_grad)
+    return {name: p.detach().to("cpu", torch.float32).contiguous().numpy().copy() for name, p in trainable}
+
+
+def load_arrays(model: nn.Module, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Put `values` into the trainable parameters of `model`, in place.
+
+    Raises:
+        ModelError: A name is missing or unknown, a shape differs, or a value is not finite. `model` is untouched then.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _refuse_misfit(parameters, values)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.array(values[name], dtype=np.float32)))
+
+
+def _refuse_misfit(parameters: Mapping[str, nn.Parameter], values: Mapping[str, npt.NDArray[Any]]) -> None:
+    missing, unknown = sorted(parameters.keys() - values.keys()), sorted(values.keys() - parameters.keys())
+    if missing or unknown:
+        first = next(itertools.chain(missing, unknown))
+        raise ModelError(
+            f"the weights don't fit the network: {len(missing)} missing, {len(unknown)} unknown, first {first!r}",
+            hint="weights and architecture come from different models",
+        )
+    for name, parameter in parameters.items():
+        if tuple(values[name].shape) != tuple(parameter.shape):
+            raise ModelError(
+                f"weight {name!r} is {tuple(values[name].shape)}, the network wants {tuple(parameter.shape)}"
+            )
+        if not np.isfinite(values[name]).all():
+            raise ModelError(f"weight {name!r} holds a value that is not finite")
+
+
+def architecture(preset: str, classes: int) -> dict[str, Any]:
+    """What a model file says about its network: JSON data that `from_architecture` reads back."""
+    return {"family": FAMILY, "preset": preset, "classes": classes, "groups": GROUPS, "head_channels": HEAD_CHANNELS}
+
+
+def from_architecture(description: Mapping[str, Any]) -> SegmentationNet:
+    """The network that `architecture` described, with weights yet to be loaded.
+
+    A model file is data from elsewhere: only the keys, families and presets of this package are accepted.
+
+    Raises:
+        ModelError: A key is missing or unknown, or a value is none that this version knows.
+    """
+    preset, classes = description.get("preset"), description.get("classes")
+    if not isinstance(preset, str) or isinstance(classes, bool) or not isinstance(classes, int):
+        raise ModelError("the model file doesn't name its network's preset and classes", hint="is it a fedseg model?")
+    network = build_network(preset, classes, seed=0)
+    expected = architecture(preset, classes)
+    wrong = sorted(
+        str(key) for key in description.keys() | expected.keys() if description.get(key) != expected.get(key)
+    )
+    if wrong:
+        raise ModelError(
+            f"the model file describes a network that this version doesn't know: {', '.join(wrong)}",
+            hint="use the fedseg version that wrote it",
+        )
+    return network

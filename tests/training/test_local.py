@@ -1,0 +1,252 @@
+"""Local training: reproducible where privacy is off, through DP-SGD where it is on, stoppable between steps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedseg.errors import DataError, Interrupted, PlanError
+from fedseg.plan import StudyPlan
+from fedseg.training import dpsgd
+from fedseg.training.local import (
+    LocalTrainer,
+    class_weights,
+    native_bf16,
+    reproducible,
+    round_seed,
+    scheduled_rate,
+    subject_loss,
+)
+from fedseg.training.network import architecture, arrays, build_network
+
+CARD = architecture("small", 3)
+PRIVATE = {"mode": "local", "epsilon": 8.0, "sampling_rate": 0.5, "max_grad_norm": 1.0}
+
+
+def make_plan(*, privacy: dict[str, Any] | None = None, **training: Any) -> StudyPlan:
+    settings = {"steps": 2, "patches_per_subject": 2, "threads": 1, "learning_rate": 1e-3, "precision": "float32"}
+    return StudyPlan.model_validate(
+        {
+            "name": "tiny",
+            "seed": 3,
+            "image": {"patch": (16, 16, 16)},
+            "network": {"preset": "small"},
+            "training": settings | training,
+            "privacy": privacy or {"mode": "off"},
+            "schedule": {"rounds": 4},
+            "sites": {"a": {}, "b": {}},
+        }
+    )
+
+
+def subjects(count: int = 3, classes: int = 3) -> dict[str, Any]:
+    """Boxes in noise, one a subject; label and brightness go together."""
+    found = {}
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        labels = np.zeros((18, 20, 17), np.uint8)
+        for label in range(1, classes):
+            low = rng.integers(2, 9, 3)
+            labels[tuple(slice(x, x + 7) for x in low)] = label
+        image = (labels + 0.2 * rng.standard_normal(labels.shape)).astype(np.float32)
+        found[f"sub-{index}"] = [SimpleNamespace(image=image, labels=labels, geometry=None)]
+    return found
+
+
+def run(
+    trainer: LocalTrainer,
+    round_number: int = 1,
+    *,
+    entropy: Callable[[int], bytes] = os.urandom,
+    weights: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return trainer.update(
+        weights or arrays(build_network("small", 3, 0)),
+        round_number,
+        entropy=entropy,
+        on_step=lambda done, total: None,
+        should_stop=lambda: False,
+    )
+
+
+def counting_entropy() -> Callable[[int], bytes]:
+    calls = iter(range(10**6))
+    return lambda count: hashlib.shake_256(str(next(calls)).encode()).digest(count)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_an_update_is_the_change_of_every_weight() -> None:
+    before = arrays(build_network("small", 3, 0))
+    kept = {name: value.copy() for name, value in before.items()}
+    update = run(LocalTrainer(make_plan(), "a", subjects(), architecture=CARD), weights=before)
+    assert list(update) == list(before) and same(before, kept)
+    assert all(update[name].shape == before[name].shape and update[name].dtype == np.float32 for name in update)
+    assert sum(float(np.abs(change).sum()) for change in update.values()) > 0
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_without_privacy_seed_round_and_site_decide_every_bit(optimiser: str) -> None:
+    plan = make_plan(optimiser=optimiser)
+    trainer = LocalTrainer(plan, "a", subjects(), architecture=CARD)
+    first = run(trainer)
+    assert same(first, run(trainer)), "the optimiser's state must not outlive a round"
+    assert same(first, run(LocalTrainer(plan, "a", subjects(), architecture=CARD)))
+    assert not same(first, run(trainer, 2))
+    assert not same(first, run(LocalTrainer(plan, "b", subjects(), architecture=CARD)))
+
+
+def test_training_lowers_the_loss() -> None:
+    data = subjects(2)
+    plan = make_plan(steps=12, subjects_per_step=2, learning_rate=5e-3, augment=False)
+    network = build_network("small", 3, 0)
+    weights = arrays(network)
+    update = run(LocalTrainer(plan, "a", data, architecture=CARD), weights=weights)
+    image = torch.from_numpy(data["sub-0"][0].image[None, None, :16, :16, :16])
+    labels = torch.from_numpy(data["sub-0"][0].labels[None, :16, :16, :16])
+    with torch.no_grad():
+        before = subject_loss(network(image), labels)
+        for name, parameter in network.named_parameters():
+            parameter.add_(torch.from_numpy(update[name]))
+        after = subject_loss(network(image), labels)
+    assert after < 0.9 * before
+
+
+def test_steps_are_reported_and_the_frame_is_sorted() -> None:
+    seen: list[tuple[int, int]] = []
+    trainer = LocalTrainer(make_plan(steps=3), "a", dict(reversed(subjects().items())), architecture=CARD)
+    trainer.update(
+        arrays(build_network("small", 3, 0)),
+        1,
+        entropy=os.urandom,
+        on_step=lambda done, total: seen.append((done, total)),
+        should_stop=lambda: False,
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert trainer.subjects == ("sub-0", "sub-1", "sub-2")
+
+
+@pytest.mark.parametrize("privacy", [None, PRIVATE])
+def test_a_stop_between_steps_raises_and_the_trainer_stays_usable(privacy: dict[str, Any] | None) -> None:
+    trainer = LocalTrainer(make_plan(privacy=privacy), "a", subjects(), architecture=CARD, noise_multiplier=1.0)
+    done: list[int] = []
+    with pytest.raises(Interrupted, match="stopped between two steps"):
+        trainer.update(
+            arrays(build_network("small", 3, 0)),
+            1,
+            entropy=os.urandom,
+            on_step=lambda step, total: done.append(step),
+            should_stop=lambda: bool(done),
+        )
+    assert done == [1]
+    assert run(trainer)
+
+
+def test_private_steps_get_the_plans_constants_and_one_loss_a_subject(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def spy(model: Any, optimizer: Any, losses: Any, **constants: Any) -> None:
+        given.update(
+            constants, losses=[float(loss().detach()) for loss in losses], rate=optimizer.param_groups[0]["lr"]
+        )
+
+    monkeypatch.setattr(dpsgd, "private_steps", spy)
+    run(LocalTrainer(make_plan(privacy=PRIVATE), "a", subjects(5), architecture=CARD, noise_multiplier=1.5), 4)
+    assert len(given["losses"]) == 5 and all(np.isfinite(given["losses"]))
+    expected = {"noise_multiplier": 1.5, "max_grad_norm": 1.0, "sampling_rate": 0.5, "public_subjects": 10, "steps": 2}
+    assert {name: given[name] for name in expected} == expected
+    assert given["rate"] == 1e-3, "a private study has no schedule to betray"
+
+
+def test_private_training_follows_entropy_and_never_the_seed() -> None:
+    trainer = LocalTrainer(make_plan(privacy=PRIVATE), "a", subjects(), architecture=CARD, noise_multiplier=1.0)
+    assert same(run(trainer, entropy=counting_entropy()), run(trainer, entropy=counting_entropy()))
+    assert not same(run(trainer), run(trainer))
+
+
+def test_private_training_draws_its_patches_from_entropy() -> None:
+    quiet = {**PRIVATE, "sampling_rate": 1.0}
+    trainer = LocalTrainer(
+        make_plan(privacy=quiet, optimiser="sgd"), "a", subjects(), architecture=CARD, noise_multiplier=1e-9
+    )
+    assert not same(run(trainer), run(trainer))
+
+
+def test_the_loss_is_dice_over_all_patches_of_the_subject() -> None:
+    labels = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+    labels[0, :2] = 1
+    perfect = 30 * torch.stack([labels == c for c in range(2)], dim=1).float()
+    assert float(subject_loss(perfect, labels)) < 1e-3
+    assert float(subject_loss(-perfect, labels)) > 10
+    uniform = float(subject_loss(torch.zeros(2, 2, 4, 4, 4), labels))
+    dice = (2 * 0.5 * 32 + 1) / (64 + 32 + 1)
+    assert uniform == pytest.approx(np.log(2) + 1 - dice, rel=1e-5)
+
+
+def test_a_tissue_that_is_absent_costs_only_false_claims() -> None:
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    silent = torch.zeros(1, 3, 4, 4, 4)
+    silent[:, 0] = 30
+    assert float(subject_loss(silent, labels)) < 1e-3
+
+
+def test_rare_classes_weigh_more_and_the_mean_weight_is_one() -> None:
+    voxels = torch.tensor([10_000.0, 100.0, 0.0, 1.0])
+    weights = class_weights(voxels)
+    assert float((weights * voxels).sum() / voxels.sum()) == pytest.approx(1)
+    assert float(weights[1] / weights[0]) == pytest.approx(10)
+    assert float(weights[2]) == 0
+    assert float(weights[3] / weights[0]) == pytest.approx(np.sqrt(10_000 / 64))
+
+
+def test_the_rate_falls_by_half_a_cosine() -> None:
+    rates = [scheduled_rate(1.0, number, 4) for number in (1, 2, 3, 4, 5, 9)]
+    assert rates[0] == 1.0 and rates[2] == pytest.approx(0.505) and rates[4] == rates[5] == pytest.approx(0.01)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_round_seeds_differ_by_seed_round_and_site() -> None:
+    assert len({round_seed(*key) for key in [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b"), (0, 11, "a")]}) == 5
+
+
+def test_threads_and_determinism_are_put_back() -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with reproducible(1):
+        assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_bf16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for capabilities, expected in [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert native_bf16(cpu) is expected
+
+
+def test_bf16_trains_float32_weights() -> None:
+    update = run(LocalTrainer(make_plan(steps=1, precision="bf16"), "a", subjects(), architecture=CARD))
+    assert all(np.isfinite(change).all() and change.dtype == np.float32 for change in update.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"site": "c"}, PlanError, r"site 'c' is not in the plan \(known: a, b\)"),
+        ({"subjects": {}}, DataError, "there is no subject to train on"),
+        ({"subjects": subjects(1, 5)}, DataError, "a training label 4, where the network has classes 0 to 2"),
+        ({"plan": make_plan(privacy=PRIVATE)}, PlanError, "needs its calibrated noise multiplier"),
+    ],
+)
+def test_what_cannot_train_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"plan": make_plan(), "site": "a", "subjects": subjects()} | change
+    with pytest.raises(error, match=message):
+        LocalTrainer(**given, architecture=CARD)
