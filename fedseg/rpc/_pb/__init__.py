@@ -1,0 +1,1 @@
+"""Generated from protos/fedseg/v1 by `make proto`."""

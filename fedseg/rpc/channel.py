@@ -1,0 +1,171 @@
+"""A site's end of the wire: `federation.exchange.Link` over gRPC, and enrolment."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.errors import FedsegError, InviteError, LinkError, ProtocolError, StaleSession, Unreachable
+from fedseg.federation.exchange import Instruction, LedgerClaim, Progress, Published, RingVector, WithdrawReason
+from fedseg.federation.vector import Weights
+from fedseg.rpc import codec
+from fedseg.rpc._pb import federation_pb2 as pb
+from fedseg.rpc._pb import federation_pb2_grpc as pb_grpc
+from fedseg.rpc.credentials import channel
+from fedseg.rpc.failures import explain
+from fedseg.rpc.pki import KeyPair
+from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
+
+CALL_S = 60.0
+TRANSFER_S = 3600.0
+MAX_MANIFEST = 1 << 20
+
+REFUSALS: dict[grpc.StatusCode, type[FedsegError]] = {
+    grpc.StatusCode.ABORTED: StaleSession,
+    grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
+    grpc.StatusCode.PERMISSION_DENIED: InviteError,
+    grpc.StatusCode.UNAUTHENTICATED: LinkError,
+}
+PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+T = TypeVar("T")
+
+
+class RemoteStudy:
+    """A connection to a study's server; use it as a context manager.
+
+    Args:
+        address: HOST:PORT.
+        ca_cert_pem: The study's CA: only a server that it signed is spoken to.
+        identity: The site's certificate and key, or those of its invite.
+        parameters: Size of the study's model, once the manifest is known: bounds what a download may allocate.
+    """
+
+    def __init__(self, address: str, ca_cert_pem: bytes, identity: KeyPair, parameters: int = 0) -> None:
+        self._address, self._identity, self.parameters = address, identity, parameters
+        self._channel = channel(address, ca_cert_pem, identity)
+        self._stub = pb_grpc.FederationStub(self._channel)
+
+    def __enter__(self) -> RemoteStudy:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._channel.close()
+
+    def enrol(self, certificate_request: bytes, protocol_key: bytes) -> bytes:
+        """Trade the invite for a certificate (PEM).
+
+        Raises:
+            InviteError: if the invite was used, has expired or is unknown.
+            LinkError: if the server cannot be reached or trusted.
+        """
+        request = pb.EnrolRequest(certificate_request=certificate_request, protocol_key=protocol_key)
+        return bytes(self._call(lambda: self._stub.Enrol(request, timeout=CALL_S)).certificate)
+
+    def manifest(self) -> bytes:
+        """See `federation.exchange.Link`."""
+        data = self._call(lambda: self._stub.GetManifest(pb.GetManifestRequest(), timeout=CALL_S)).manifest
+        if len(data) > MAX_MANIFEST:
+            raise ProtocolError("the study's manifest is too large")
+        return bytes(data)
+
+    def poll(self, session: bytes | None) -> Instruction:
+        """See `federation.exchange.Link`."""
+        request = pb.PollRequest(session=session or b"")
+        return codec.decode_instruction(self._call(lambda: self._stub.Poll(request, timeout=CALL_S)))
+
+    def advertise(self, session: bytes, advertisement: Advertisement | None) -> None:
+        """See `federation.exchange.Link`."""
+        sent = b"" if advertisement is None else advertisement.to_bytes()
+        request = pb.AdvertiseKeysRequest(session=session, advertisement=sent)
+        self._call(lambda: self._stub.AdvertiseKeys(request, timeout=CALL_S))
+
+    def share_keys(self, session: bytes, envelopes: Envelopes) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.ShareKeysRequest(session=session, envelopes=envelopes.to_bytes())
+        self._call(lambda: self._stub.ShareKeys(request, timeout=CALL_S))
+
+    def upload(self, session: bytes, message: MaskedInput, vector: RingVector, progress: Progress) -> None:
+        """See `federation.exchange.Link`."""
+        header = pb.UploadHeader(session=session, digest=message.digest, size=vector.nbytes)
+
+        def parts() -> Iterator[pb.UploadPart]:
+            yield pb.UploadPart(header=header)
+            done = 0
+            for piece in codec.chunks(vector):
+                yield pb.UploadPart(chunk=piece)
+                done += len(piece)
+                progress(done, vector.nbytes)
+
+        self._call(lambda: self._stub.UploadMaskedInput(parts(), timeout=TRANSFER_S))
+
+    def unmask(self, session: bytes, shares: Shares) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.UnmaskRequest(session=session, shares=shares.to_bytes())
+        self._call(lambda: self._stub.Unmask(request, timeout=CALL_S))
+
+    def withdraw(self, session: bytes, reason: WithdrawReason) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.WithdrawRequest(session=session, reason=codec.encode_reason(reason))
+        self._call(lambda: self._stub.Withdraw(request, timeout=CALL_S))
+
+    def claim(self, claim: LedgerClaim) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.ClaimLedgerRequest(rounds=claim.rounds, steps=claim.steps, head=bytes.fromhex(claim.head))
+        self._call(lambda: self._stub.ClaimLedger(request, timeout=CALL_S))
+
+    def model(self, model_hash: str, progress: Progress) -> Weights:
+        """See `federation.exchange.Link`."""
+        request = pb.DownloadModelRequest(model_hash=bytes.fromhex(model_hash))
+        size = 4 * self.parameters
+        _, data = self._call(
+            lambda: _download(iter(self._stub.DownloadModel(request, timeout=TRANSFER_S)), size, progress)
+        )
+        return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+
+    def published(self, round_number: int, progress: Progress) -> Published:
+        """See `federation.exchange.Link`."""
+        request = pb.DownloadSumRequest(round=round_number)
+        size = 4 * (self.parameters + 1)
+        header, data = self._call(
+            lambda: _download(iter(self._stub.DownloadSum(request, timeout=TRANSFER_S)), size, progress)
+        )
+        contributors = codec.names(header.contributors, "contributors")
+        total: NDArray[np.uint32] = np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
+        return Published(round_number, contributors, total)
+
+    def _call(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: grpc.RpcError) -> FedsegError:
+        # grpc's own classes of RpcError are Calls too, which its stubs do not say.
+        code = error.code() if isinstance(error, grpc.Call) else None
+        refusal = REFUSALS.get(code) if code is not None else None
+        if refusal is not None and isinstance(error, grpc.Call):
+            what, _, hint = (error.details() or "").partition("\n")
+            return refusal(codec.screen_text(what), where=self._address, hint=codec.screen_text(hint) or None)
+        explained = explain(error, self._address, cert_pem=self._identity.cert_pem, now=time.time())
+        if code in PASSING and isinstance(explained, LinkError):
+            return Unreachable(explained.what, where=explained.where, hint=explained.hint)
+        return explained
+
+
+def _download(parts: Iterator[pb.DownloadPart], size: int, progress: Progress) -> tuple[pb.DownloadHeader, bytearray]:
+    """Collect a download whose size is known beforehand, and check its digest."""
+    header = next(parts, pb.DownloadPart()).header
+    if header.size != size:
+        raise ProtocolError(f"the server offers {header.size} bytes where the study's model takes {size}")
+    data = codec.collect((part.chunk for part in parts), size, lambda done: progress(done, size))
+    if hashlib.sha256(data).digest() != header.digest:
+        raise ProtocolError("a download does not fit its own digest")
+    return header, data
