@@ -1,0 +1,481 @@
+"""The server's side of a study: rounds, one after another, driven by what sites send and by the clock.
+
+It decides by `federation.round`, sums by `secagg.aggregator`, and keeps what must survive in an `Archive`. It knows no
+wire: `rpc.service` and `runtime.simulation` call the same methods.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+
+from fedseg.errors import BelowQuorum, ProtocolError, SiteFault, StaleSession
+from fedseg.federation.exchange import (
+    Finished,
+    Head,
+    Instruction,
+    Join,
+    LedgerClaim,
+    Paused,
+    Published,
+    RingVector,
+    ShareKeys,
+    Submit,
+    Unmask,
+    Wait,
+    WithdrawReason,
+)
+from fedseg.federation.round import TABLES, Attendance, Event, Phase, Table, decide
+from fedseg.federation.strategy import fed_avg
+from fedseg.federation.vector import Weights, model_hash
+from fedseg.plan import Manifest
+from fedseg.runtime import events
+from fedseg.runtime.archive import Archive
+from fedseg.runtime.session import encoding_of, header_of
+from fedseg.secagg.aggregator import PlainAggregator, SecureAggregator
+from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
+from fedseg.store.study_db import ClaimRow, RoundRow
+
+POLL_HOLD_S = 5.0
+ATTEMPTS = 2
+VOID_ROUNDS = 3
+
+Clock = Callable[[], float]
+
+
+class StudyState(Enum):
+    """Where a study stands."""
+
+    GATHERING = "gathering"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PAUSED = "paused"
+
+
+class Attempt:
+    """One attempt at a round: its session, its phase, and who has answered."""
+
+    def __init__(self, header: SessionHeader, row: RoundRow, now: float) -> None:
+        self.header = header
+        self.row = row
+        self.session = header.sid0()
+        self.aggregator = SecureAggregator(header) if header.thresholds.secure else PlainAggregator(header)
+        self.phase = Phase.ADVERTISE_KEYS
+        self.since = now
+        self.expected: frozenset[str] = frozenset(header.sites)
+        self.arrived: set[str] = set()
+        self.joined: set[str] = set()
+        self.left: dict[str, str] = {}
+        self.advertisements: tuple[Advertisement, ...] = ()
+
+    @property
+    def table(self) -> Table:
+        """The round's table of states."""
+        return TABLES["secure" if self.header.thresholds.secure else "plain"]
+
+    @property
+    def need(self) -> int:
+        """The fewest answers with which secure aggregation lets the phase end."""
+        return self.header.t if self.phase is Phase.UNMASK else self.header.thresholds.quorum
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """Close this phase and go on to the next, in which those who answered are asked.
+
+        Raises:
+            BelowQuorum: too few answered.
+        """
+        aggregator = self.aggregator
+        if isinstance(aggregator, PlainAggregator):
+            expected = aggregator.close_join() if phase is Phase.MASKED_INPUT else aggregator.close_mask()
+        elif phase is Phase.SHARE_KEYS:
+            self.advertisements = aggregator.close_advertise()
+            expected = tuple(each.site for each in self.advertisements)
+        elif phase is Phase.MASKED_INPUT:
+            expected = aggregator.close_share()
+        elif phase is Phase.UNMASK:
+            expected = aggregator.close_mask()
+        else:
+            expected = tuple(sorted(self.expected))
+        self.phase, self.expected, self.since, self.arrived = phase, frozenset(expected), now, set()
+
+
+class Coordinator:
+    """Runs a study; every public method may be called from any thread.
+
+    Args:
+        manifest: The resolved plan.
+        archive: Where the study is kept; with earlier rounds in it, the study goes on after them.
+        notify: Told what happens, under the lock: it must not call back.
+        clock: Seconds, monotonic.
+        now: Seconds since 1970, for records.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        archive: Archive,
+        *,
+        notify: events.Notify,
+        clock: Clock = time.monotonic,
+        now: Clock = time.time,
+    ) -> None:
+        self._manifest, self._archive, self._notify = manifest, archive, notify
+        self._clock, self._now = clock, now
+        self._encoding = encoding_of(manifest)
+        self._changed = threading.Condition(threading.RLock())
+        self._seen: dict[str, float] = {}
+        self._told: Counter[str] = Counter()
+        self._born = clock()
+        self._attempt: Attempt | None = None
+        self._reason = ""
+        self._state = StudyState.GATHERING
+        self._recall()
+
+    # What the outside may know.
+
+    @property
+    def state(self) -> StudyState:
+        """Where the study stands."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why the study is paused, or what it waits for."""
+        return self._reason
+
+    @property
+    def weights(self) -> Weights:
+        """The newest model."""
+        return self._weights
+
+    @property
+    def history(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """(round, contributors) of every closed round."""
+        return tuple((row.round, row.contributors) for row in self._archive.rounds() if row.state == "closed")
+
+    def wait(self, timeout_s: float) -> StudyState:
+        """Let time act on the study, then sleep until something changes or `timeout_s` is over."""
+        with self._changed:
+            self._advance()
+            if self._state in (StudyState.GATHERING, StudyState.RUNNING):
+                self._changed.wait(timeout_s)
+            return self._state
+
+    def all_told(self) -> bool:
+        """Whether every site that is there has heard of the end; of completion twice: then it holds the model."""
+        times = 2 if self._state is StudyState.COMPLETE else 1
+        oldest = self._clock() - self._manifest.plan.schedule.absent_after_s
+        with self._changed:
+            return all(self._told[site] >= times for site, seen in self._seen.items() if seen > oldest)
+
+    def pause(self, reason: str) -> None:
+        """Stop for now: every site that asks is told so. The attempt under way is abandoned."""
+        with self._changed:
+            if self._state is StudyState.COMPLETE:
+                return
+            if self._attempt is not None:
+                self._abandon(reason)
+            self._attempt, self._state, self._reason = None, StudyState.PAUSED, reason
+            self._changed.notify_all()
+
+    # What sites call; `site` comes from the wire's authentication, never from a message.
+
+    def manifest(self) -> bytes:
+        """The manifest, canonical JSON."""
+        return self._manifest.to_json()
+
+    def alive(self, site: str) -> None:
+        """A sign of life, while a long transfer goes on."""
+        self._seen[site] = self._clock()
+
+    def poll(self, site: str, session: bytes | None, hold_s: float = POLL_HOLD_S) -> Instruction:
+        """What `site` should do; waits up to `hold_s` where that is nothing.
+
+        Args:
+            site: Who asks.
+            session: The session it holds keys for. One that has forgotten its keys is out of the attempt.
+            hold_s: How long to hold an answer that says to wait.
+        """
+        until = self._clock() + hold_s
+        with self._changed:
+            while True:
+                self.alive(site)
+                self._forgotten(site, session)
+                self._advance()
+                instruction = self._instruction(site)
+                self._told[site] += isinstance(instruction, Finished | Paused)
+                left = until - self._clock()
+                if not isinstance(instruction, Wait) or left <= 0:
+                    return instruction
+                self._changed.wait(min(left, 1.0))
+
+    def advertise(self, site: str, session: bytes, advertisement: Advertisement | None) -> None:
+        """Step 1."""
+        with self._changed:
+            attempt = self._require(site, session, Phase.ADVERTISE_KEYS)
+            if isinstance(attempt.aggregator, PlainAggregator):
+                attempt.aggregator.join(site)
+            elif advertisement is None or advertisement.site != site:
+                raise SiteFault(site, attempt.phase.value, "the advertisement is missing or another site's")
+            else:
+                attempt.aggregator.advertise(advertisement)
+            attempt.joined.add(site)
+            self._arrived(attempt, site)
+
+    def share_keys(self, site: str, session: bytes, envelopes: Envelopes) -> None:
+        """Step 2."""
+        with self._changed:
+            attempt = self._require(site, session, Phase.SHARE_KEYS)
+            if envelopes.site != site or not isinstance(attempt.aggregator, SecureAggregator):
+                raise SiteFault(site, attempt.phase.value, "envelopes of another site, or in plain mode")
+            attempt.aggregator.share(envelopes)
+            self._arrived(attempt, site)
+
+    def upload(self, site: str, session: bytes, message: MaskedInput, vector: RingVector) -> None:
+        """Step 3: added to the sum once it is whole. The same upload again is answered as before."""
+        with self._changed:
+            attempt = self._require(site, session, Phase.MASKED_INPUT)
+            if message.site != site:
+                raise SiteFault(site, attempt.phase.value, "an upload in another site's name")
+            if attempt.aggregator.mask(message, vector):
+                attempt.row = replace(attempt.row, bytes_received=attempt.row.bytes_received + vector.nbytes)
+            self._arrived(attempt, site)
+
+    def unmask(self, site: str, session: bytes, shares: Shares) -> None:
+        """Step 5."""
+        with self._changed:
+            attempt = self._require(site, session, Phase.UNMASK)
+            if shares.site != site or not isinstance(attempt.aggregator, SecureAggregator):
+                raise SiteFault(site, attempt.phase.value, "shares of another site, or in plain mode")
+            attempt.aggregator.shares(shares)
+            self._arrived(attempt, site)
+
+    def withdraw(self, site: str, session: bytes, reason: WithdrawReason) -> None:
+        """A site leaves the attempt: nobody waits for it."""
+        with self._changed:
+            attempt = self._attempt
+            if attempt is not None and attempt.session == session:
+                self._lose(attempt, site, f"withdrew ({reason})")
+                self._advance()
+
+    def claim(self, site: str, claim: LedgerClaim) -> None:
+        """What a site says of its privacy ledger."""
+        self._archive.save_claim(ClaimRow(site, claim.rounds, claim.steps, claim.head))
+
+    def model(self, wanted: str) -> Weights:
+        """The newest model, which must be the one of that hash."""
+        with self._changed:
+            if wanted != self._hash:
+                raise StaleSession("the server no longer has that model", hint="ask again what to do")
+            return self._weights
+
+    def published(self, round_number: int) -> Published:
+        """The sum of the newest closed round."""
+        with self._changed:
+            if not self._closed or round_number != self._closed.round:
+                raise StaleSession("the server no longer has the sum of that round", hint="ask again what to do")
+            return Published(round_number, self._closed.contributors, self._archive.load_total(round_number))
+
+    # How a study moves.
+
+    def _recall(self) -> None:
+        rows = self._archive.rounds()
+        for row in rows:
+            if row.state == "open":
+                self._archive.save_round(
+                    replace(row, state="abandoned", ended_at=self._now(), lost={"*": "server stopped"})
+                )
+        closed = [row for row in rows if row.state == "closed"]
+        self._closed = closed[-1] if closed else None
+        self._weights = self._archive.load_model(self._closed.round if self._closed else 0)
+        self._hash = model_hash(self._weights)
+        if rows:
+            self._state = StudyState.RUNNING
+        if self._is_over():
+            self._state = StudyState.COMPLETE
+
+    def _advance(self) -> None:
+        if self._state is StudyState.GATHERING:
+            self._gather()
+        while self._state is StudyState.RUNNING:
+            if self._attempt is None:
+                self._open()
+            attempt = self._attempt
+            event = None if attempt is None else decide(self._attendance(attempt))
+            if attempt is None or event is None:
+                return
+            self._step(attempt, event)
+
+    def _gather(self) -> None:
+        missing = [site for site in self._manifest.plan.site_names if site not in self._seen]
+        reason = f"waiting for {', '.join(missing)}"
+        if not missing:
+            self._state, reason = StudyState.RUNNING, ""
+            self._changed.notify_all()
+        if reason and reason != self._reason:
+            self._notify(events.Waiting(reason))
+        self._reason = reason
+
+    def _open(self) -> None:
+        number, attempt = self._next_attempt()
+        header = header_of(self._manifest, number, attempt, self._hash)
+        row = RoundRow(number, attempt, "open", self._hash, (), {}, None, self._now(), None, 0)
+        self._archive.save_round(row)
+        self._attempt = Attempt(header, row, self._clock())
+        self._notify(events.RoundStarted(number, self._manifest.plan.schedule.rounds, attempt))
+        self._changed.notify_all()
+
+    def _next_attempt(self) -> tuple[int, int]:
+        rows = self._archive.rounds()
+        if not rows:
+            return 1, 1
+        last = rows[-1]
+        if last.state == "abandoned" and last.attempt < ATTEMPTS:
+            return last.round, last.attempt + 1
+        return last.round + 1, 1
+
+    def _attendance(self, attempt: Attempt) -> Attendance:
+        now, schedule = self._clock(), self._manifest.plan.schedule
+        absent = {site for site in attempt.expected if now - self._seen.get(site, self._born) > schedule.absent_after_s}
+        return Attendance(
+            expected=attempt.expected,
+            arrived=frozenset(attempt.arrived),
+            lost=frozenset(absent | attempt.left.keys()) & attempt.expected,
+            need=attempt.need,
+            overdue=now - attempt.since > schedule.deadline_s,
+            # Nothing is at stake before keys are shared; a site that left the attempt comes back only in the next.
+            patient=attempt.phase is Phase.ADVERTISE_KEYS
+            and len(attempt.expected - attempt.left.keys()) >= self._manifest.quorum,
+        )
+
+    def _step(self, attempt: Attempt, event: Event) -> None:
+        following = attempt.table[attempt.phase, event]
+        for site in sorted(attempt.expected - attempt.arrived - attempt.left.keys()):
+            self._lose(attempt, site, "no sign of life" if event is Event.COMPLETE else "did not answer")
+        if following is Phase.ABANDONED:
+            gathering = attempt.phase is Phase.ADVERTISE_KEYS and not attempt.left.keys() & attempt.joined
+            self._abandon(f"{len(attempt.arrived)} of {attempt.need} sites in {attempt.phase.value}")
+            self._after_abandoned(gathering)
+            return
+        try:
+            self._enter(attempt, following)
+        except (BelowQuorum, ProtocolError) as error:
+            self._abandon(str(error))
+            self._after_abandoned(gathering=False)
+
+    def _enter(self, attempt: Attempt, phase: Phase) -> None:
+        attempt.enter(phase, self._clock())
+        if phase is Phase.CLOSED:
+            self._close(attempt)
+            return
+        self._notify(events.PhaseStarted(attempt.row.round, phase.value, tuple(sorted(attempt.expected))))
+        self._changed.notify_all()
+
+    def _close(self, attempt: Attempt) -> None:
+        contributors = tuple(sorted(attempt.expected))
+        total = attempt.aggregator.close_unmask()
+        mean, _ = self._encoding.decode(total, len(contributors))
+        weights = fed_avg(self._weights, mean)
+        lost = {site: why for site, why in attempt.left.items() if site not in contributors}
+        row = replace(
+            attempt.row, state="closed", contributors=contributors, lost=lost, next_model=model_hash(weights),
+            ended_at=self._now(),
+        )  # fmt: skip
+        self._archive.save_model(row.round, weights, total)
+        self._archive.save_round(row)
+        self._closed, self._weights, self._hash, self._attempt = row, weights, model_hash(weights), None
+        rounds, seconds = self._manifest.plan.schedule.rounds, (row.ended_at or 0) - row.started_at
+        self._notify(events.RoundClosed(row.round, rounds, contributors, lost, seconds))
+        self._end_if_over()
+        self._changed.notify_all()
+
+    def _abandon(self, why: str) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        self._archive.save_round(replace(attempt.row, state="abandoned", lost=dict(attempt.left), ended_at=self._now()))
+        self._notify(events.RoundAbandoned(attempt.row.round, attempt.row.attempt, why))
+        self._attempt = None
+        self._changed.notify_all()
+
+    def _after_abandoned(self, gathering: bool) -> None:
+        rows = self._archive.rounds()
+        void = 0
+        while void < len(rows) and rows[-1 - void].state == "abandoned":
+            void += 1
+        quorum = self._manifest.quorum
+        if gathering or void >= VOID_ROUNDS * ATTEMPTS:
+            self.pause(f"fewer than {quorum} sites could finish round {rows[-1].round}")
+        else:
+            self._end_if_over()
+
+    def _is_over(self) -> bool:
+        rows, plan = self._archive.rounds(), self._manifest.plan
+        closed = sum(row.state == "closed" for row in rows)
+        ended = bool(rows) and (rows[-1].state == "closed" or rows[-1].attempt == ATTEMPTS)
+        # The noise is calibrated to so many rounds: beyond them no site may train.
+        spent = plan.private and ended and rows[-1].round >= plan.schedule.rounds + plan.privacy.reserve_rounds
+        return closed >= plan.schedule.rounds or spent
+
+    def _end_if_over(self) -> None:
+        if self._is_over():
+            self._state = StudyState.COMPLETE
+
+    # Small things.
+
+    def _instruction(self, site: str) -> Instruction:
+        if self._state is StudyState.COMPLETE:
+            return Finished(self._head(), self.history)
+        if self._state is StudyState.PAUSED:
+            return Paused(self._reason)
+        attempt = self._attempt
+        if attempt is None:
+            return Wait(self._reason or "the next round")
+        if site in attempt.left:
+            return Wait(f"the next round: this site {attempt.left[site]}")
+        if site in attempt.arrived or site not in attempt.expected:
+            waiting = sorted(attempt.expected - attempt.arrived - attempt.left.keys())
+            return Wait(f"round {attempt.row.round}, {attempt.phase.value}: {', '.join(waiting) or 'the server'}")
+        return self._asked(attempt, site)
+
+    def _asked(self, attempt: Attempt, site: str) -> Instruction:
+        aggregator = attempt.aggregator
+        if attempt.phase is Phase.ADVERTISE_KEYS:
+            return Join(attempt.header, self._head())
+        if isinstance(aggregator, PlainAggregator):
+            return Submit(attempt.session, tuple(sorted(attempt.expected)), {})
+        if attempt.phase is Phase.SHARE_KEYS:
+            return ShareKeys(attempt.session, attempt.advertisements)
+        if attempt.phase is Phase.MASKED_INPUT:
+            return Submit(attempt.session, tuple(sorted(attempt.expected)), aggregator.envelopes_for(site))
+        return Unmask(attempt.session, tuple(sorted(attempt.expected)))
+
+    def _head(self) -> Head:
+        if self._closed is None:
+            return Head(self._hash, 0, self._hash)
+        return Head(self._hash, self._closed.round, self._closed.model_hash)
+
+    def _require(self, site: str, session: bytes, phase: Phase) -> Attempt:
+        attempt = self._attempt
+        if attempt is None or attempt.session != session or attempt.phase is not phase or site in attempt.left:
+            raise StaleSession("that session has moved on", hint="ask again what to do")
+        return attempt
+
+    def _arrived(self, attempt: Attempt, site: str) -> None:
+        attempt.arrived.add(site)
+        self.alive(site)
+        self._advance()
+        self._changed.notify_all()
+
+    def _forgotten(self, site: str, session: bytes | None) -> None:
+        attempt = self._attempt
+        if attempt and site in attempt.joined and site not in attempt.left and session != attempt.session:
+            self._lose(attempt, site, "restarted during the round")
+
+    def _lose(self, attempt: Attempt, site: str, why: str) -> None:
+        attempt.left[site] = f"{why} in {attempt.phase.value}"
+        self._notify(events.SiteLost(attempt.row.round, site, attempt.left[site]))

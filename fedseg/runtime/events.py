@@ -1,0 +1,112 @@
+"""What happens in a study, as values: a screen draws them, a log file keeps them, a test reads them.
+
+None holds a patient's identifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing moves until something happens."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """An attempt at a round begins."""
+
+    round: int
+    rounds: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A round enters a phase, in which these sites are asked."""
+
+    round: int
+    phase: str
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiteLost:
+    """A site missed the rest of a round."""
+
+    round: int
+    site: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Local training goes on."""
+
+    round: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Bytes go up or come down."""
+
+    what: str
+    done: int
+    size: int
+
+
+@dataclass(frozen=True)
+class RoundClosed:
+    """A round ended with a new model."""
+
+    round: int
+    rounds: int
+    contributors: tuple[str, ...]
+    lost: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundAbandoned:
+    """An attempt at a round ended without one."""
+
+    round: int
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Charged:
+    """A round was charged to the site's privacy ledger, before its first gradient."""
+
+    round: int
+    epsilon: float
+    budget: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something else worth a line."""
+
+    text: str
+
+
+Event = (
+    Waiting
+    | RoundStarted
+    | PhaseStarted
+    | SiteLost
+    | Training
+    | Transfer
+    | RoundClosed
+    | RoundAbandoned
+    | Charged
+    | Note
+)
+Notify = Callable[[Event], None]

@@ -1,0 +1,86 @@
+"""From a site's folder to what its trainer needs: scans found, checked, prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedseg.errors import DataError
+from fedseg.federation.vector import Layout
+from fedseg.imaging.bids import Dataset, load_dataset
+from fedseg.imaging.cache import PreparedCache, prepare_case
+from fedseg.imaging.nifti import read_header
+from fedseg.imaging.transforms import Prepared
+from fedseg.labels import scheme
+from fedseg.plan import Manifest, StudyPlan
+
+if TYPE_CHECKING:
+    from fedseg.training.local import LocalTrainer
+
+OnCase = Callable[[int, int], None]
+"""Called with (scans done, scans in all)."""
+
+
+def training_data(data: Path, plan: StudyPlan, labels: str | None) -> Dataset:
+    """The site's data set, with at least one subject to train on.
+
+    Raises:
+        DataError: for anything that would make it train on nonsense, or on nothing.
+    """
+    dataset = load_dataset(data, labels=labels, scheme=scheme(plan.task))
+    if not dataset.subjects("train"):
+        raise DataError(
+            "no subject is in the split train",
+            where=str(data),
+            hint="see the column split of participants.tsv; without that column all subjects train",
+        )
+    return dataset
+
+
+def bytes_needed(dataset: Dataset, manifest: Manifest) -> int:
+    """Room on disk that the study will take at this site: prepared scans, models, updates, about."""
+    voxels = 0.0
+    for cases in dataset.subjects("train").values():
+        for case in cases:
+            header = read_header(case.image)
+            size_mm3 = 1.0
+            for count, spacing in zip(header.shape[:3], header.spacing_mm, strict=True):
+                size_mm3 *= count * spacing
+            voxels += size_mm3 / manifest.plan.image.spacing_mm**3
+    return int(5 * voxels) + 8 * 4 * manifest.parameters + 10_000_000
+
+
+def prepare_training(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: OnCase) -> dict[str, list[Prepared]]:
+    """Prepared volumes of every training subject, through the site's cache."""
+    subjects = dataset.subjects("train")
+    total, done = sum(map(len, subjects.values())), 0
+    kept = PreparedCache(cache)
+    prepared: dict[str, list[Prepared]] = {}
+    for subject, cases in subjects.items():
+        for case in cases:
+            ready = prepare_case(dataset, case, spacing_mm=plan.image.spacing_mm, cache=kept)
+            prepared.setdefault(subject, []).append(ready)
+            done += 1
+            on_case(done, total)
+    return prepared
+
+
+def make_trainer(manifest: Manifest, site: str, subjects: Mapping[str, list[Prepared]]) -> LocalTrainer:
+    """The torch trainer of a site."""
+    from fedseg.training.local import LocalTrainer
+
+    return LocalTrainer(
+        manifest.plan,
+        site,
+        subjects,
+        architecture=manifest.architecture,
+        noise_multiplier=manifest.noise_multiplier,
+    )
+
+
+def layout_of(manifest: Manifest) -> Layout:
+    """The layout of a study's network."""
+    from fedseg.training.network import arrays, from_architecture
+
+    return Layout.of(arrays(from_architecture(manifest.architecture)))

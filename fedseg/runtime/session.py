@@ -1,0 +1,80 @@
+"""What a session is, derived from the manifest alone, so that both ends build the same one."""
+
+from __future__ import annotations
+
+from fedseg.document import Document
+from fedseg.errors import PlanError
+from fedseg.plan import Manifest, StudyPlan
+from fedseg.secagg.encoding import Encoding
+from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.thresholds import Thresholds
+
+
+def thresholds_of(plan: StudyPlan, quorum: int | None) -> Thresholds:
+    """The thresholds of a plan's roster.
+
+    Raises:
+        PlanError: if n, c and quorum do not go together.
+    """
+    if plan.aggregation.mode == "plain":
+        return Thresholds.plain(len(plan.sites), quorum or len(plan.sites))
+    two = quorum == 2 and plan.aggregation.accept_two_contributors is not None
+    return Thresholds.of(len(plan.sites), plan.aggregation.collusion, accept_two=two)
+
+
+def check_aggregation(document: Document[StudyPlan]) -> int:
+    """The quorum of a plan, checked against the thresholds of secure aggregation.
+
+    Raises:
+        PlanError: naming the line of the quorum (or of the sites), what is asked and what is possible.
+    """
+    plan = document.content
+    asked = plan.aggregation.quorum
+    try:
+        least = thresholds_of(plan, asked).quorum
+    except PlanError as error:
+        path = (error.where or "sites").split(".")
+        raise PlanError(error.what, where=document.where(*path), hint=error.hint) from None
+    if asked is not None and asked < least:
+        two = (
+            "; a quorum of two (three sites, collusion 0) also needs aggregation.accept_two_contributors, a sentence "
+            "that says why it is acceptable that each of two contributors can read the other's update"
+            if asked == 2 and len(plan.sites) == 3
+            else ""
+        )
+        raise PlanError(
+            f"aggregation.quorum: {asked} is below the least that secure aggregation allows here, {least}{two}",
+            where=document.where("aggregation", "quorum"),
+            hint=f"remove the line, or ask for {least} or more",
+        )
+    return asked or least
+
+
+def encoding_of(manifest: Manifest) -> Encoding:
+    """The ring encoding of a study's updates.
+
+    Raises:
+        PlanError: if the bound on the sum cannot be kept.
+    """
+    plan = manifest.plan
+    return Encoding(
+        sites=len(plan.sites),
+        clip=plan.aggregation.clip,
+        weight_max=max(site.weight for site in plan.sites.values()),
+        dimension=manifest.parameters,
+    )
+
+
+def header_of(manifest: Manifest, round_number: int, attempt: int, model_hash: str) -> SessionHeader:
+    """The header of one attempt at a round, which every site recomputes and compares."""
+    plan = manifest.plan
+    return SessionHeader.of(
+        study=manifest.study,
+        plan_hash=bytes.fromhex(manifest.plan_hash),
+        round=round_number,
+        attempt=attempt,
+        model_hash=bytes.fromhex(model_hash),
+        encoding=encoding_of(manifest),
+        sites=plan.site_names,
+        thresholds=thresholds_of(plan, manifest.quorum),
+    )

@@ -1,0 +1,329 @@
+"""A study on the coordinator's disk: how it is made, and where everything in it lies."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedseg import __version__
+from fedseg.document import Document
+from fedseg.errors import InviteError, PlanError, StorageError, UsageError
+from fedseg.federation.vector import Weights, model_hash
+from fedseg.plan import Manifest, StudyPlan
+from fedseg.privacy.accounting import delta_cap, epsilon
+from fedseg.privacy.calibration import noise_multiplier
+from fedseg.rpc.addresses import split_address
+from fedseg.rpc.certificates import create_study_ca, fingerprint, issue_server_certificate, issue_site_certificate
+from fedseg.rpc.credentials import ServerTls
+from fedseg.rpc.invites import Invite
+from fedseg.rpc.pki import KeyPair
+from fedseg.runtime.archive import RingVector
+from fedseg.runtime.session import check_aggregation, encoding_of, thresholds_of
+from fedseg.store.files import storage_errors, write_atomic
+from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
+from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
+
+
+def resolve(
+    document: Document[StudyPlan], weights: Weights, architecture: Mapping[str, str | int | list[int]], *, study: str
+) -> Manifest:
+    """Turn a plan into what all parties agree on.
+
+    Args:
+        document: The plan.
+        weights: float32[d], where round 1 starts.
+        architecture: What rebuilds the network.
+        study: The study's identifier, 32 hex digits.
+
+    Raises:
+        PlanError: for what is impossible, with the plan's line.
+    """
+    plan = document.content
+    quorum = check_aggregation(document)
+    sigma = _calibrate(document) if plan.private else None
+    manifest = Manifest(
+        study=study,
+        plan=plan,
+        quorum=quorum,
+        noise_multiplier=sigma,
+        architecture=dict(architecture),
+        parameters=weights.size,
+        initial_model=model_hash(weights),
+        code_version=__version__,
+    )
+    encoding_of(manifest)
+    if sigma is not None:
+        _check_clip(document, sigma, weights.size)
+    return manifest
+
+
+def _calibrate(document: Document[StudyPlan]) -> float:
+    plan = document.content
+    privacy = plan.privacy
+    for name, site in plan.sites.items():
+        cap = delta_cap(site.public_subjects)
+        if privacy.delta > cap:
+            raise PlanError(
+                f"privacy.delta: {privacy.delta:g} is too much for {site.public_subjects} subjects at {name}",
+                where=document.where("privacy", "delta"),
+                hint=f"at most {cap:g}; 1e-5 is usual",
+            )
+    steps = plan.training.steps * (plan.schedule.rounds + privacy.reserve_rounds)
+    if privacy.epsilon is None:
+        raise PlanError("privacy.epsilon is missing", where=document.where("privacy"))
+    return noise_multiplier(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """What a site recomputes before it takes part: a manifest is the server's word, its promises are arithmetic.
+
+    Raises:
+        PlanError: if the quorum, the encoding or the privacy budget does not follow from the plan.
+    """
+    plan = manifest.plan
+    least = thresholds_of(plan, manifest.quorum).quorum
+    if manifest.quorum < least:
+        raise PlanError(f"the study's quorum is {manifest.quorum}, the least that its sites allow is {least}")
+    encoding_of(manifest)
+    if (manifest.noise_multiplier is not None) != plan.private:
+        raise PlanError("the study's noise multiplier and its privacy mode contradict each other")
+    if manifest.noise_multiplier is None:
+        return
+    privacy, steps = plan.privacy, plan.training.steps * (plan.schedule.rounds + plan.privacy.reserve_rounds)
+    spent = epsilon([(manifest.noise_multiplier, privacy.sampling_rate, steps)], privacy.delta)
+    if privacy.epsilon is None or spent > privacy.epsilon:
+        raise PlanError(
+            f"the study's noise does not keep its budget: {steps} steps cost epsilon {spent:.3f}, not {privacy.epsilon}"
+        )
+    for name, site in plan.sites.items():
+        if privacy.delta > delta_cap(site.public_subjects):
+            raise PlanError(
+                f"the study's delta {privacy.delta:g} is too much for {site.public_subjects} subjects at {name}"
+            )
+
+
+def expected_noise_norm(plan: StudyPlan, sigma: float, parameters: int) -> float:
+    """L2 norm that privacy noise alone gives an update, about: what `aggregation.clip` must leave room for.
+
+    For SGD each step adds a vector of norm rate * sigma C sqrt(d) / (q N0), T of them add up like a random walk,
+    momentum stretches each by 1 / (1 - momentum). Adam moves each weight by at most about its rate a step.
+    """
+    training, privacy = plan.training, plan.privacy
+    walk = training.learning_rate * math.sqrt(training.steps * parameters)
+    if training.optimiser == "adam":
+        return walk
+    fewest = min(site.public_subjects for site in plan.sites.values())
+    step = sigma * privacy.max_grad_norm / (privacy.sampling_rate * fewest)
+    return walk * step / (1 - training.momentum)
+
+
+def _check_clip(document: Document[StudyPlan], sigma: float, parameters: int) -> None:
+    norm = expected_noise_norm(document.content, sigma, parameters)
+    clip = document.content.aggregation.clip
+    if norm > clip:
+        raise PlanError(
+            f"aggregation.clip: {clip:g} is less than the norm that noise alone gives an update, about {norm:.3g}",
+            where=document.where("aggregation", "clip"),
+            hint=f"set it to {2 * norm:.2g} or more, or lower training.learning_rate",
+        )
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths of a study's files below one folder, and what is done with them."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """The final model."""
+        return self.root / "model.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """What the server has to say."""
+        return self.root / "server.log"
+
+    @property
+    def db(self) -> StudyDb:
+        """The study's book."""
+        return StudyDb(self.root / "study.sqlite")
+
+    @property
+    def ca(self) -> KeyPair:
+        """The study's CA."""
+        return self._pair("ca")
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        document: Document[StudyPlan],
+        weights: Weights,
+        architecture: Mapping[str, str | int | list[int]],
+        *,
+        address: str,
+        now: float,
+    ) -> StudyFolder:
+        """Make a study: keys, certificates, the resolved plan, the initial model, an empty book.
+
+        Args:
+            root: A folder that is empty or not there.
+            document: The plan.
+            weights: Where round 1 starts.
+            architecture: What rebuilds the network.
+            address: HOST:PORT under which sites reach the server.
+            now: Seconds since 1970.
+
+        Raises:
+            PlanError, UsageError, StorageError: before anything is written, where possible.
+        """
+        host, _ = split_address(address)
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise UsageError("the folder is not empty", where=str(root), hint="name a new folder for the study")
+        manifest = resolve(document, weights, architecture, study=secrets.token_hex(16))
+        folder = cls(root)
+        with storage_errors(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (root / "keys").mkdir(mode=0o700)
+            (root / "rounds").mkdir()
+        ca = create_study_ca("fedseg study", now=now)
+        server = issue_server_certificate(ca, [host], now=now)
+        for name, pair in {"ca": ca, "server": server}.items():
+            write_atomic(root / "keys" / f"{name}.key", pair.key_pem)
+            write_atomic(root / "keys" / f"{name}.pem", pair.cert_pem, 0o644)
+        DiskArchive(folder).save_model(0, weights, None)
+        write_atomic(root / "address", address.encode(), 0o644)
+        folder.db.invites()
+        # The manifest comes last: a folder without it is no study.
+        write_atomic(root / "manifest.json", manifest.to_json(), 0o644)
+        return folder
+
+    @classmethod
+    def open(cls, root: Path) -> StudyFolder:
+        """A study that was created before.
+
+        Raises:
+            UsageError: if there is none in this folder.
+        """
+        if not root.is_dir():
+            raise UsageError(
+                "there is no such folder", where=str(root), hint="make one: fedseg study create DIR --plan PLAN"
+            )
+        if not (root / "manifest.json").is_file():
+            raise UsageError(
+                "this folder holds no study", where=str(root), hint="make one: fedseg study create DIR --plan PLAN"
+            )
+        return cls(root)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The resolved plan."""
+        with storage_errors(self.root / "manifest.json"):
+            return Manifest.from_json((self.root / "manifest.json").read_bytes())
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT under which sites reach the server."""
+        return (self.root / "address").read_text()
+
+    def invite(self, site: str, *, now: float, hours: int) -> Invite:
+        """Make an invite for one site; an unused earlier one of that site ends.
+
+        Raises:
+            UsageError: if the plan does not name the site.
+        """
+        known = self.manifest.plan.site_names
+        if site not in known:
+            raise UsageError(
+                f"the plan names no site {site!r}", where=str(self.root), hint=f"its sites: {', '.join(known)}"
+            )
+        invite = Invite.create(self.address, site, self.ca.cert_pem, now=now, hours=hours)
+        row = InviteRow(invite.identifier, site, invite.ca_certificate(), invite.expires_at, None)
+        self.db.add_invite(row)
+        return invite
+
+    def enrol(self, invite_id: str, certificate_request: bytes, protocol_key: bytes, *, now: float) -> bytes:
+        """Trade an invite for a site certificate (PEM).
+
+        Raises:
+            InviteError: if the invite is unknown, used or expired.
+            ProtocolError: if the request is malformed.
+        """
+        site = next((row.site for row in self.db.invites() if row.id == invite_id), None)
+        if site is None:
+            raise InviteError("the server does not know this invite", hint="ask the coordinator for a new one")
+        certificate = issue_site_certificate(self.ca, certificate_request, site, now=now)
+        self.db.enrol(invite_id, SiteRow(site, fingerprint(certificate), protocol_key), now=now)
+        return certificate
+
+    def tls(self) -> ServerTls:
+        """The server's identity, and the CAs whose clients may connect."""
+        server, ca = self._pair("server"), self.ca
+        roots = [ca.cert_pem, *(row.ca_certificate for row in self.db.invites())]
+        return ServerTls(server.cert_pem, server.key_pem, b"".join(roots))
+
+    def _pair(self, name: str) -> KeyPair:
+        keys = self.root / "keys"
+        with storage_errors(keys):
+            return KeyPair((keys / f"{name}.pem").read_bytes(), (keys / f"{name}.key").read_bytes())
+
+
+class DiskArchive:
+    """`runtime.archive.Archive` in a study's folder: the first and the newest two models and the newest sum are kept."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self._rounds, self._db = folder.root / "rounds", folder.db
+
+    def rounds(self) -> list[RoundRow]:
+        """All attempts at all rounds, in order."""
+        return self._db.rounds()
+
+    def save_round(self, row: RoundRow) -> None:
+        """Write or rewrite one attempt."""
+        self._db.save_round(row)
+
+    def save_claim(self, claim: ClaimRow) -> None:
+        """Keep a site's latest ledger claim."""
+        self._db.save_claim(claim)
+
+    def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
+        """Keep a round's model and sum, fsynced; then drop what is older, but for the first model."""
+        if total is not None:
+            save_vector(self._path("sum", closed_round), total)
+        save_vector(self._path("model", closed_round), weights)
+        for path in self._rounds.glob("*.npy"):
+            kind, _, number = path.stem.partition("-")
+            if 0 < int(number) < closed_round - (1 if kind == "model" else 0):
+                path.unlink()
+
+    def load_model(self, closed_round: int) -> Weights:
+        """The model that a round made."""
+        return load_model_vector(self._path("model", closed_round))
+
+    def load_total(self, closed_round: int) -> RingVector:
+        """The sum of a round."""
+        return load_ring_vector(self._path("sum", closed_round))
+
+    def _path(self, kind: str, closed_round: int) -> Path:
+        return self._rounds / f"{kind}-{closed_round:05d}.npy"
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to start where the disk has less room than the work needs.
+
+    Raises:
+        StorageError: saying how much is free and how much is needed.
+    """
+    with storage_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"the disk has {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed",
+            where=str(folder),
+            hint="free some space, or use a folder on another disk; nothing was started",
+        )

@@ -1,0 +1,211 @@
+"""The coordinator's book of a study (SQLite): invites, sites, rounds, and what sites claim of their ledgers.
+
+No scan, no update and no key is in it. `study invite` may write while `server start` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedseg.errors import InviteError, StorageError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS invites (
+  id TEXT PRIMARY KEY, site TEXT NOT NULL, ca_certificate BLOB NOT NULL, expires_at REAL NOT NULL, used_at REAL
+) STRICT;
+CREATE TABLE IF NOT EXISTS sites (
+  name TEXT PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE, protocol_key BLOB NOT NULL, enrolled_at REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+  round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL, model_hash TEXT NOT NULL,
+  contributors TEXT NOT NULL, lost TEXT NOT NULL, next_model TEXT, started_at REAL NOT NULL, ended_at REAL,
+  bytes_received INTEGER NOT NULL, PRIMARY KEY (round, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS claims (
+  site TEXT PRIMARY KEY, rounds INTEGER NOT NULL, steps INTEGER NOT NULL, head TEXT NOT NULL
+) STRICT;
+"""
+
+RoundState = Literal["open", "closed", "abandoned"]
+
+
+@dataclass(frozen=True)
+class InviteRow:
+    """An invite as the server knows it: never its secret.
+
+    Attributes:
+        id: Fingerprint of the invite's CA certificate.
+        site: Who may enrol with it.
+        ca_certificate: PEM; what the invite's bearer proves to have.
+        expires_at: Seconds since 1970.
+        used_at: When it was traded for a certificate, or None.
+    """
+
+    id: str
+    site: str
+    ca_certificate: bytes
+    expires_at: float
+    used_at: float | None
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """An enrolled site."""
+
+    name: str
+    fingerprint: str
+    protocol_key: bytes
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One attempt at a round.
+
+    Attributes:
+        round: Number, from 1.
+        attempt: 1 or 2.
+        state: `open` while it runs.
+        model_hash: The model it started from.
+        contributors: Whose updates are in the sum.
+        lost: Site to the phase and reason it was lost with.
+        next_model: Hash of the model it made, None unless closed.
+        started_at: Seconds since 1970.
+        ended_at: Seconds since 1970, None while it runs.
+        bytes_received: Size of all uploads.
+    """
+
+    round: int
+    attempt: int
+    state: RoundState
+    model_hash: str
+    contributors: tuple[str, ...]
+    lost: dict[str, str]
+    next_model: str | None
+    started_at: float
+    ended_at: float | None
+    bytes_received: int
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """The last thing a site said of its ledger in this study."""
+
+    site: str
+    rounds: int
+    steps: int
+    head: str
+
+
+class StudyDb:
+    """Access to one study's book. Every call opens and closes its own connection, so any thread may call."""
+
+    def __init__(self, path: Path) -> None:
+        """Open, or make, the book at `path` (mode 0600).
+
+        Raises:
+            StorageError: if the file is no such book or cannot be written.
+        """
+        self._path = path
+        if not path.exists():
+            path.touch(mode=0o600)
+        with self._connect() as db:
+            db.executescript(SCHEMA)
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = sqlite3.connect(self._path, timeout=30.0)
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot be opened: {error}", where=str(self._path)) from None
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            with connection:
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise StorageError(f"the study's book cannot be used: {error}", where=str(self._path)) from None
+        finally:
+            connection.close()
+
+    def add_invite(self, invite: InviteRow) -> None:
+        """Remember a new invite; an unused earlier one of the same site no longer holds."""
+        with self._connect() as db:
+            db.execute("DELETE FROM invites WHERE site = ? AND used_at IS NULL", (invite.site,))
+            db.execute(
+                "INSERT INTO invites VALUES (?, ?, ?, ?, NULL)",
+                (invite.id, invite.site, invite.ca_certificate, invite.expires_at),
+            )
+
+    def invites(self) -> list[InviteRow]:
+        """All invites, used and expired ones included (so that the server can say so)."""
+        with self._connect() as db:
+            return [InviteRow(*row) for row in db.execute("SELECT * FROM invites ORDER BY id")]
+
+    def enrol(self, invite_id: str, site: SiteRow, *, now: float) -> None:
+        """Use up an invite and write down the site's certificate: both or neither.
+
+        Raises:
+            InviteError: if the invite is unknown, used or expired at `now`.
+        """
+        with self._connect() as db:
+            db.execute("BEGIN IMMEDIATE")
+            row = db.execute("SELECT used_at, expires_at FROM invites WHERE id = ?", (invite_id,)).fetchone()
+            hint = f"ask the coordinator for a new one: fedseg study invite DIR {site.name}"
+            if row is None:
+                raise InviteError("this invite is not known to the server", hint=hint)
+            if row[0] is not None:
+                raise InviteError("this invite has been used", hint=hint)
+            if row[1] < now:
+                raise InviteError("this invite has expired", hint=hint)
+            db.execute("UPDATE invites SET used_at = ? WHERE id = ?", (now, invite_id))
+            db.execute(
+                "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, ?)",
+                (site.name, site.fingerprint, site.protocol_key, now),
+            )
+
+    def sites(self) -> list[SiteRow]:
+        """All enrolled sites by name."""
+        with self._connect() as db:
+            rows = db.execute("SELECT name, fingerprint, protocol_key FROM sites ORDER BY name")
+            return [SiteRow(*row) for row in rows]
+
+    def site_of(self, fingerprint: str) -> str | None:
+        """The enrolled site whose certificate has this fingerprint."""
+        with self._connect() as db:
+            row = db.execute("SELECT name FROM sites WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return row[0] if row else None
+
+    def save_round(self, row: RoundRow) -> None:
+        """Write or rewrite one attempt at a round."""
+        values = (
+            row.round, row.attempt, row.state, row.model_hash, json.dumps(row.contributors), json.dumps(row.lost),
+            row.next_model, row.started_at, row.ended_at, row.bytes_received,
+        )  # fmt: skip
+        with self._connect() as db:
+            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def rounds(self) -> list[RoundRow]:
+        """All attempts at all rounds, in order."""
+        with self._connect() as db:
+            rows = list(db.execute("SELECT * FROM rounds ORDER BY round, attempt"))
+        return [
+            RoundRow(number, attempt, state, model, tuple(json.loads(there)), json.loads(lost), *rest)
+            for number, attempt, state, model, there, lost, *rest in rows
+        ]
+
+    def save_claim(self, claim: ClaimRow) -> None:
+        """Keep a site's latest claim."""
+        with self._connect() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (claim.site, claim.rounds, claim.steps, claim.head)
+            )
+
+    def claims(self) -> dict[str, ClaimRow]:
+        """The latest claim of every site that made one."""
+        with self._connect() as db:
+            return {row[0]: ClaimRow(*row) for row in db.execute("SELECT * FROM claims ORDER BY site")}

@@ -1,0 +1,69 @@
+"""A study without torch: a linear model that each site pulls towards its own target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.document import Document
+from fedseg.federation.vector import Layout, model_hash
+from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.runtime.session import check_aggregation
+
+SIZE = 1000
+LAYOUT = Layout((("bias", (10,)), ("weight", (99, 10))))
+INITIAL = np.zeros(SIZE, dtype=np.float32)
+
+PLAN = """
+name: toy
+seed: 7
+privacy: {mode: off}
+aggregation: {mode: MODE}
+schedule: {rounds: ROUNDS, deadline_s: 20, absent_after_s: ABSENT}
+sites: {SITES}
+"""
+
+
+def plan(
+    sites: tuple[str, ...] = ("a", "b", "c"), *, mode: str = "secure", rounds: int = 3, absent_s: float = 5, more: str = ""
+) -> Document[StudyPlan]:
+    text = PLAN.replace("MODE", mode + (", " + more if more else "")).replace("ROUNDS", str(rounds))
+    text = text.replace("ABSENT", str(absent_s)).replace("SITES", ", ".join(f"{site}: {{}}" for site in sites))
+    return parse_plan(text, "toy.yaml")
+
+
+def manifest(document: Document[StudyPlan]) -> Manifest:
+    return Manifest(
+        study="ab" * 16,
+        plan=document.content,
+        quorum=check_aggregation(document),
+        noise_multiplier=None,
+        architecture={"preset": "toy"},
+        parameters=SIZE,
+        initial_model=model_hash(INITIAL),
+        code_version="0",
+    )
+
+
+class PullTrainer:
+    """Moves every weight halfway towards the site's target."""
+
+    def __init__(self, target: float, *, before: Callable[[int], None] = lambda _: None) -> None:
+        self.target, self.before = target, before
+        self.trained: list[int] = []
+
+    def update(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        round_number: int,
+        *,
+        entropy: Callable[[int], bytes],
+        on_step: Callable[[int, int], None],
+        should_stop: Callable[[], bool],
+    ) -> dict[str, NDArray[np.float32]]:
+        self.before(round_number)
+        self.trained.append(round_number)
+        on_step(1, 1)
+        return {name: (np.float32(self.target) - value) / 2 for name, value in weights.items()}
