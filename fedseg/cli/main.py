@@ -1,0 +1,90 @@
+"""`fedseg`: the commands, and the only place that prints an error.
+
+Commands import what they need when they run, so that `fedseg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+# gRPC writes its own log lines to stderr, where the screen is.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedseg import __version__
+from fedseg.cli import client, data, demo, model, privacy, server, study
+from fedseg.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, FedsegError, UsageError
+
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong use, 3 paused below quorum, 130 interrupted. "
+    "Start with: fedseg demo. For research use only."
+)
+
+app = typer.Typer(
+    name="fedseg",
+    help="Hospitals train one fetal brain MRI segmentation model together; no scan leaves its hospital.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(study.app, name="study")
+app.add_typer(server.app, name="server")
+app.add_typer(client.app, name="client")
+app.add_typer(data.app, name="data")
+model.register(app)
+privacy.register(app)
+demo.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def show(error: FedsegError) -> None:
+    """Print an error: what, where, what to do."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]Error:[/] {escape(error.what)}", soft_wrap=True)
+    if error.where:
+        console.print(f"  [dim]where:[/] {escape(error.where)}", soft_wrap=True)
+    if error.hint:
+        console.print(f"  [dim]hint:[/]  {escape(error.hint)}", soft_wrap=True)
+
+
+def run() -> None:
+    """Run the command line and exit with its code."""
+    from click.exceptions import Abort, ClickException
+
+    try:
+        if sys.platform == "win32":
+            raise UsageError("fedseg does not run on native Windows", hint="use WSL2 (Windows Subsystem for Linux)")
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except FedsegError as error:
+        show(error)
+        sys.exit(error.exit_code)
+    except ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except (KeyboardInterrupt, Abort):
+        Console(stderr=True).print("Stopped.")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,155 @@
+"""What a person sees while a command runs: bars on a terminal, plain lines elsewhere, and a log file."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fedseg.errors import StorageError
+from fedseg.runtime import events
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def describe(event: events.Event) -> str | None:
+    """An event as one line for a log, or None where it only moves a bar."""
+    match event:
+        case events.Waiting():
+            return f"waiting: {event.reason}"
+        case events.RoundStarted():
+            again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+            return f"round {event.round} of {event.rounds}{again} begins"
+        case events.PhaseStarted():
+            return f"round {event.round}: {event.phase} ({', '.join(event.expected)})"
+        case events.SiteLost():
+            return f"round {event.round}: lost {event.site}: {event.why}"
+        case events.RoundClosed():
+            lost = "".join(f"; without {site}: {why}" for site, why in event.lost.items())
+            names = ", ".join(event.contributors)
+            return f"round {event.round} of {event.rounds} closed after {event.seconds:.0f} s with {names}{lost}"
+        case events.RoundAbandoned():
+            return f"round {event.round}, attempt {event.attempt} abandoned: {event.why}"
+        case events.Charged():
+            return f"round {event.round} charged to the privacy ledger: epsilon {event.epsilon:.3f} of {event.budget:g}"
+        case events.Note():
+            return event.text
+        case _:
+            return None
+
+
+class Screen:
+    """Shows a study's events. Use it as a context manager; events may come from any thread.
+
+    Args:
+        log: File to append lines to, or None.
+    """
+
+    def __init__(self, log: Path | None) -> None:
+        self._log = _file_log(log) if log is not None else None
+        self._lock = threading.Lock()
+        self._live = err.is_terminal
+        self._last = ""
+        self._tasks: dict[str, TaskID] = {}
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=err, transient=True, disable=not self._live)
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Show an event."""
+        with self._lock:
+            line = describe(event)
+            if line is not None and line != self._last:
+                self._last = line
+                self._print(line)
+            self._move_bars(event)
+
+    def pause(self, ask: Callable[[], None]) -> None:
+        """Let `ask` have the terminal to itself."""
+        self._progress.stop()
+        try:
+            ask()
+        finally:
+            self._progress.start()
+
+    def bar(self, what: str, done: int, of: int) -> None:
+        """Move the bar called `what`; it goes away when it is full."""
+        if not self._live:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=of)
+        self._progress.update(self._tasks[what], completed=done, total=of)
+        if done >= of:
+            self._progress.remove_task(self._tasks.pop(what))
+
+    def _print(self, line: str) -> None:
+        if self._log is not None:
+            self._log.info(line)
+        if self._live:
+            self._progress.console.print(line, markup=False)
+        else:
+            with suppress(BrokenPipeError):
+                print(line, file=sys.stderr, flush=True)  # noqa: T201  # a plain log where there is no terminal
+
+    def _move_bars(self, event: events.Event) -> None:
+        match event:
+            case events.Training():
+                self.bar(f"round {event.round}: training", event.step, event.steps)
+            case events.Transfer():
+                self.bar(f"{event.what} (kB)", event.done // 1000, event.size // 1000)
+            case events.RoundClosed():
+                self.bar("rounds", event.round, event.rounds)
+            case _:
+                pass
+
+
+def _file_log(path: Path) -> logging.Logger:
+    logger = logging.getLogger(f"fedseg.screen.{path}")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise StorageError(f"the log cannot be written: {error.strerror}", where=str(path)) from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for target in (logger, logging.getLogger("fedseg")):
+        target.handlers = [handler]
+    logging.getLogger("fedseg").propagate = False
+    return logger
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that Ctrl-C (or SIGTERM) sets; a second Ctrl-C ends the process at once."""
+    stop = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        err.print("Stopping cleanly; press Ctrl-C once more to stop at once.")
+
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

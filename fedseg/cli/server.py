@@ -1,0 +1,54 @@
+"""`fedseg server`: run a study's aggregation server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="For the coordinator: run the aggregation server.", no_args_is_help=True)
+
+
+@app.callback()
+def _server() -> None:
+    pass
+
+
+@app.command(epilog="Example: fedseg server start my-study --bind 0.0.0.0:8443")
+def start(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
+    bind: Annotated[
+        str | None, typer.Option(help="HOST:PORT to listen on; by default the study's port on all addresses.")
+    ] = None,
+) -> None:
+    """Run the server until the study is complete; start it again to go on after a stop."""
+    from fedseg.cli.screen import Screen, out, stopping
+    from fedseg.errors import BelowQuorum, Interrupted
+    from fedseg.rpc.addresses import split_address
+    from fedseg.runtime.coordinator import StudyState
+    from fedseg.runtime.model_file import write_model
+    from fedseg.runtime.serve import serve
+    from fedseg.runtime.study import StudyFolder
+
+    study = StudyFolder.open(folder)
+    manifest = study.manifest
+    address = bind or f"0.0.0.0:{split_address(study.address)[1]}"
+    again = f"go on with: fedseg server start {folder}"
+    with stopping() as stop, Screen(study.log) as screen:
+        coordinator = serve(study, address, notify=screen, stop=stop)
+    if coordinator.state is not StudyState.COMPLETE:
+        if stop.is_set():
+            raise Interrupted("the server was stopped; closed rounds are kept", where=str(folder), hint=again)
+        raise BelowQuorum(f"the study is paused: {coordinator.reason}", where=str(folder), hint=again)
+    if not study.model.is_file():
+        from fedseg.runtime.preparation import layout_of
+
+        write_model(study.model, manifest, layout_of(manifest), coordinator.weights, coordinator.history)
+    rounds = len(coordinator.history)
+    out.print(f"The study is complete: {rounds} of {manifest.plan.schedule.rounds} rounds closed.")
+    out.print(f"  model    {study.model}", markup=False)
+    out.print(f"  log      {study.log}", markup=False)
+    out.print("Next:", markup=False)
+    out.print(f"  fedseg evaluate {study.model} --data BIDS_DIR --out DIR", markup=False)
+    out.print(f"  fedseg privacy-report {folder}", markup=False)

@@ -1,0 +1,100 @@
+"""`fedseg study`: create a study, invite its sites."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="For the coordinator: create a study, invite its sites.", no_args_is_help=True)
+
+Study = Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")]
+
+
+@app.command(
+    epilog="Example: fedseg study create my-study --plan sample_configs/atlas.yaml --address lab.example.org:8443"
+)
+def create(
+    folder: Study,
+    plan: Annotated[Path, typer.Option(help="The study plan (YAML).")],
+    address: Annotated[str, typer.Option(help="HOST:PORT under which the sites will reach the server.")],
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this model file instead of from the plan's seed.")
+    ] = None,
+) -> None:
+    """Make a study: resolve its plan, make its keys and certificates."""
+    from fedseg.cli.files import load_plan
+    from fedseg.cli.screen import out
+    from fedseg.runtime.study import StudyFolder
+
+    document = load_plan(plan)
+    weights, architecture = _initial(document.content, init)
+    study = StudyFolder.create(folder, document, weights, architecture, address=address, now=time.time())
+    manifest = study.manifest
+    out.print(f"Study {manifest.plan.name!r} is in {folder}", markup=False)
+    out.print(f"  plan hash      {manifest.plan_hash}")
+    out.print(f"  parameters     {manifest.parameters:,}")
+    out.print(f"  sites          {', '.join(manifest.plan.site_names)} (quorum {manifest.quorum})")
+    out.print(f"  privacy        {privacy_line(manifest)}", markup=False)
+    if manifest.plan.aggregation.mode == "plain":
+        out.print("  AGGREGATION IS PLAIN: the server will see every site's own update.")
+    out.print("Next, for each site, send it the line that this prints:")
+    for site in manifest.plan.site_names:
+        out.print(f"  fedseg study invite {folder} {site}", markup=False)
+    out.print(f"and start the server:\n  fedseg server start {folder}", markup=False)
+
+
+def _initial(plan: Any, init: Path | None) -> tuple[Any, dict[str, Any]]:
+    """Initial weights as one flat vector, and the architecture that they belong to."""
+    from fedseg.errors import ModelError
+    from fedseg.federation.vector import Layout
+    from fedseg.labels import scheme
+    from fedseg.training.network import architecture, arrays, build_network
+
+    described = architecture(plan.network.preset, scheme(plan.task).classes)
+    if init is None:
+        named = arrays(build_network(plan.network.preset, scheme(plan.task).classes, plan.seed))
+    else:
+        from fedseg.store.checkpoints import load_model
+
+        named, card = load_model(init)
+        if dict(card.architecture) != described or card.task != plan.task:
+            raise ModelError(
+                "this model has another network or task than the plan",
+                where=str(init),
+                hint=f"the plan asks for network {plan.network.preset}, task {plan.task}",
+            )
+    return Layout.of(named).flatten(named), described
+
+
+def privacy_line(manifest: Any) -> str:
+    """One line on a study's privacy, for screens."""
+    privacy = manifest.plan.privacy
+    if not manifest.plan.private:
+        return "PRIVACY IS OFF: no differential privacy"
+    return (
+        f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for each subject "
+        f"(noise multiplier {manifest.noise_multiplier:g}, calibrated to "
+        f"{manifest.plan.schedule.rounds + privacy.reserve_rounds} rounds)"
+    )
+
+
+@app.command(epilog="Example: fedseg study invite my-study leuven")
+def invite(
+    folder: Study,
+    site: Annotated[str, typer.Argument(help="The site's name in the plan.")],
+    hours: Annotated[int, typer.Option(min=1, max=24 * 30, help="How long the invite may be used.")] = 72,
+) -> None:
+    """Print one line to send to a hospital: single-use, and it expires."""
+    from fedseg.cli.screen import err, out
+    from fedseg.runtime.study import StudyFolder
+
+    made = StudyFolder.open(folder).invite(site, now=time.time(), hours=hours)
+    out.print(made.encode(), markup=False)
+    err.print(
+        f"Send this line to {site} by a way that only they can read; it is good once, for {hours} hours. There:\n"
+        "  fedseg client join INVITE --data BIDS_DIR --state DIR",
+        markup=False,
+    )
