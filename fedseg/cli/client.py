@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedseg.errors import PlanError, PolicyError, UsageError
+from fedseg.errors import Interrupted, PlanError, PolicyError, UsageError
 
 if TYPE_CHECKING:
     import threading
@@ -155,11 +155,11 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
         "server": member.address,
         "this site": member.site,
         "all sites": ", ".join(plan.site_names),
-        "trains on": f"{counts['train']} subjects here (validation {counts['validation']}, test {counts['test']} stay out)",
+        "trains on": f"{counts['train']} here; {counts['validation']} validation, {counts['test']} test stay out",
         "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps; {manifest.parameters:,} parameters",
         "privacy": privacy_line(manifest),
         "aggregation": "secure: the server sees only sums" if secure else "PLAIN: the server sees this site's updates",
-        "leaves here": f"one {'masked ' if secure else ''}update of {sent:.1f} MB a round; no scan, no label, no id, no count",
+        "leaves here": f"one {'masked ' if secure else ''}update of {sent:.1f} MB a round; no scan, label, id or count",
         "ledger": member.ledger if plan.private else "none: privacy is off",
     }.items():
         table.add_row(what, value)
@@ -170,7 +170,11 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
         return
     if not sys.stdin.isatty():
         raise UsageError("nobody can be asked: there is no terminal", hint="add --yes if this is agreed")
-    if not typer.confirm("Take part?", err=True):
+    try:
+        agreed = typer.confirm("Take part?", err=True)
+    except typer.Abort:
+        raise Interrupted("stopped before anything was computed or sent", hint="run the same command again") from None
+    if not agreed:
         raise PolicyError(
             "not agreed: nothing was computed or sent", hint="run the same command again to be asked again"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,5 +119,6 @@ def require_usable(dataset: Dataset, plan: StudyPlan) -> None:
     if errors:
         more = f" ({len(errors) - 1} more: fedseg data check)" if len(errors) > 1 else ""
         raise DataError(errors[0].what + more, where=errors[0].file, hint=errors[0].hint or None)
-    for finding in findings:
-        err.print(f"data: {finding.subject or 'all'}: {finding.what}", markup=False)
+    warnings = Counter(finding.what for finding in findings)
+    for what, count in warnings.items():
+        err.print(f"data: {what} ({count} of the scans; more: fedseg data check)", markup=False)

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from fedseg import __version__
 from fedseg.cli import client, data, demo, model, privacy, server, study
-from fedseg.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, FedsegError, UsageError
+from fedseg.errors import EXIT_INTERRUPTED, FedsegError, UsageError
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong use, 3 paused below quorum, 130 interrupted. "
@@ -70,21 +70,13 @@ def show(error: FedsegError) -> None:
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    from click.exceptions import Abort, ClickException
-
     try:
         if sys.platform == "win32":
             raise UsageError("fedseg does not run on native Windows", hint="use WSL2 (Windows Subsystem for Linux)")
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        app()  # answers wrong use itself, with exit code 2
     except FedsegError as error:
         show(error)
         sys.exit(error.exit_code)
-    except ClickException as error:
-        error.show()
-        sys.exit(EXIT_USAGE)
-    except (KeyboardInterrupt, Abort):
+    except KeyboardInterrupt:
         Console(stderr=True).print("Stopped.")
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(EXIT_FAILED)

@@ -66,6 +66,12 @@ def show(facts: dict[str, Any]) -> None:
     out.print(facts["statement"] + "\n", markup=False)
     if facts["privacy"] != "off":
         out.print(_table(facts))
+        row = facts["sites"][0]
+        out.print(
+            f"Mechanism: DP-SGD with Gaussian noise, multiplier {row['noise_multiplier']:g}, gradients clipped to "
+            f"{row['max_grad_norm']:g}, sampling rate {row['sampling_rate']:g}; accountant {row['accountant']}.",
+            markup=False,
+        )
         out.print("Unit: one subject with all its scans. Adjacency: " + facts["adjacency"] + ".", markup=False)
     out.print(facts["aggregation"]["statement"], markup=False)
     if facts["aggregation"]["two_contributors"]:
@@ -85,13 +91,13 @@ def show(facts: dict[str, Any]) -> None:
 def _table(facts: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table("site", "epsilon", "budget", "delta", "noise", "clip", "rate", "rounds", "steps", "ledger")
+    from fedseg.runtime.privacy_facts import printed
+
+    table = Table("site", "epsilon", "budget", "delta", "rounds", "steps", "ledger")
     intact = {True: "intact", False: "BROKEN", None: "at the site"}
     for row in facts["sites"]:
-        spent = "unknown" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
-        table.add_row(
-            row["site"], spent, f"{row['budget_epsilon']:g}", f"{row['delta']:g}", f"{row['noise_multiplier']:g}",
-            f"{row['max_grad_norm']:g}", f"{row['sampling_rate']:g}", str(row["rounds"]), str(row["steps"]),
-            intact[row["ledger_intact"]],
-        )  # fmt: skip
+        spent = "unknown" if row["epsilon"] is None else printed(row["epsilon"])
+        counts = ("-" if row[name] is None else str(row[name]) for name in ("rounds", "steps"))
+        ledger = intact[row["ledger_intact"]]
+        table.add_row(row["site"], spent, f"{row['budget_epsilon']:g}", f"{row['delta']:g}", *counts, ledger)
     return table

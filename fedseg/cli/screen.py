@@ -18,34 +18,49 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from fedseg.errors import StorageError
 from fedseg.runtime import events
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+PLAIN_WIDTH = 110
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console that is wide enough for tables where there is no terminal to ask."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+out, err = _console(stderr=False), _console(stderr=True)
+
+
+def _closed(event: events.RoundClosed) -> str:
+    lost = "".join(f"; without {site}: {why}" for site, why in event.lost.items())
+    names = ", ".join(event.contributors)
+    return f"round {event.round} of {event.rounds} closed after {event.seconds:.0f} s with {names}{lost}"
+
+
+def _started(event: events.RoundStarted) -> str:
+    again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+    return f"round {event.round} of {event.rounds}{again} begins"
+
+
+LINES: dict[type, Callable[[Any], str]] = {
+    events.Waiting: lambda event: f"waiting: {event.reason}",
+    events.RoundStarted: _started,
+    events.PhaseStarted: lambda event: f"round {event.round}: {event.phase} ({', '.join(event.expected)})",
+    events.SiteLost: lambda event: f"round {event.round}: lost {event.site}: {event.why}",
+    events.RoundClosed: _closed,
+    events.RoundAbandoned: lambda event: f"round {event.round}, attempt {event.attempt} abandoned: {event.why}",
+    events.Charged: lambda event: (
+        f"round {event.round} charged to the privacy ledger: epsilon {event.epsilon:.3f} of {event.budget:g}"
+    ),
+    events.Note: lambda event: event.text,
+}
 
 
 def describe(event: events.Event) -> str | None:
     """An event as one line for a log, or None where it only moves a bar."""
-    match event:
-        case events.Waiting():
-            return f"waiting: {event.reason}"
-        case events.RoundStarted():
-            again = f", attempt {event.attempt}" if event.attempt > 1 else ""
-            return f"round {event.round} of {event.rounds}{again} begins"
-        case events.PhaseStarted():
-            return f"round {event.round}: {event.phase} ({', '.join(event.expected)})"
-        case events.SiteLost():
-            return f"round {event.round}: lost {event.site}: {event.why}"
-        case events.RoundClosed():
-            lost = "".join(f"; without {site}: {why}" for site, why in event.lost.items())
-            names = ", ".join(event.contributors)
-            return f"round {event.round} of {event.rounds} closed after {event.seconds:.0f} s with {names}{lost}"
-        case events.RoundAbandoned():
-            return f"round {event.round}, attempt {event.attempt} abandoned: {event.why}"
-        case events.Charged():
-            return f"round {event.round} charged to the privacy ledger: epsilon {event.epsilon:.3f} of {event.budget:g}"
-        case events.Note():
-            return event.text
-        case _:
-            return None
+    line = LINES.get(type(event))
+    return line(event) if line is not None else None
 
 
 class Screen:

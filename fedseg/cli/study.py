@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fedseg.federation.vector import Weights
+    from fedseg.plan import Manifest, StudyPlan
 
 app = typer.Typer(help="For the coordinator: create a study, invite its sites.", no_args_is_help=True)
 
@@ -46,30 +50,28 @@ def create(
     out.print(f"and start the server:\n  fedseg server start {folder}", markup=False)
 
 
-def _initial(plan: Any, init: Path | None) -> tuple[Any, dict[str, Any]]:
+def _initial(plan: StudyPlan, init: Path | None) -> tuple[Weights, dict[str, Any]]:
     """Initial weights as one flat vector, and the architecture that they belong to."""
     from fedseg.errors import ModelError
     from fedseg.federation.vector import Layout
-    from fedseg.labels import scheme
-    from fedseg.training.network import architecture, arrays, build_network
+    from fedseg.runtime.preparation import first_weights
 
-    described = architecture(plan.network.preset, scheme(plan.task).classes)
+    weights, architecture = first_weights(plan)
     if init is None:
-        named = arrays(build_network(plan.network.preset, scheme(plan.task).classes, plan.seed))
-    else:
-        from fedseg.store.checkpoints import load_model
+        return weights, architecture
+    from fedseg.store.checkpoints import load_model
 
-        named, card = load_model(init)
-        if dict(card.architecture) != described or card.task != plan.task:
-            raise ModelError(
-                "this model has another network or task than the plan",
-                where=str(init),
-                hint=f"the plan asks for network {plan.network.preset}, task {plan.task}",
-            )
-    return Layout.of(named).flatten(named), described
+    named, card = load_model(init)
+    if dict(card.architecture) != architecture or card.task != plan.task:
+        raise ModelError(
+            "this model has another network or task than the plan",
+            where=str(init),
+            hint=f"the plan asks for network {plan.network.preset}, task {plan.task}",
+        )
+    return Layout.of(named).flatten(named), architecture
 
 
-def privacy_line(manifest: Any) -> str:
+def privacy_line(manifest: Manifest) -> str:
     """One line on a study's privacy, for screens."""
     privacy = manifest.plan.privacy
     if not manifest.plan.private:

@@ -312,7 +312,7 @@ class Coordinator:
 
     def _gather(self) -> None:
         missing = [site for site in self._manifest.plan.site_names if site not in self._seen]
-        reason = f"waiting for {', '.join(missing)}"
+        reason = f"{', '.join(missing)} to join"
         if not missing:
             self._state, reason = StudyState.RUNNING, ""
             self._changed.notify_all()
@@ -354,10 +354,11 @@ class Coordinator:
 
     def _step(self, attempt: Attempt, event: Event) -> None:
         following = attempt.table[attempt.phase, event]
+        # A site that left by its own word is there, and may join the next attempt; one that never came is not.
+        gathering = attempt.phase is Phase.ADVERTISE_KEYS and not attempt.left
         for site in sorted(attempt.expected - attempt.arrived - attempt.left.keys()):
             self._lose(attempt, site, "no sign of life" if event is Event.COMPLETE else "did not answer")
         if following is Phase.ABANDONED:
-            gathering = attempt.phase is Phase.ADVERTISE_KEYS and not attempt.left.keys() & attempt.joined
             self._abandon(f"{len(attempt.arrived)} of {attempt.need} sites in {attempt.phase.value}")
             self._after_abandoned(gathering)
             return

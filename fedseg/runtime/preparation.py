@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedseg.errors import DataError
-from fedseg.federation.vector import Layout
+from fedseg.federation.vector import Layout, Weights
 from fedseg.imaging.bids import Dataset, load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
 from fedseg.imaging.nifti import read_header
@@ -77,6 +77,15 @@ def make_trainer(manifest: Manifest, site: str, subjects: Mapping[str, list[Prep
         architecture=manifest.architecture,
         noise_multiplier=manifest.noise_multiplier,
     )
+
+
+def first_weights(plan: StudyPlan) -> tuple[Weights, dict[str, Any]]:
+    """The weights that a plan's seed gives, as one flat vector, and the architecture that they belong to."""
+    from fedseg.training.network import architecture, arrays, build_network
+
+    classes = scheme(plan.task).classes
+    named = arrays(build_network(plan.network.preset, classes, plan.seed))
+    return Layout.of(named).flatten(named), architecture(plan.network.preset, classes)
 
 
 def layout_of(manifest: Manifest) -> Layout:

@@ -6,6 +6,7 @@ true number of subjects stands in no field of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,20 @@ def _statement(manifest: Manifest, largest: float | None) -> str:
     if not plan.private:
         return OFF
     if largest is None:
-        return "What was spent is not known: a privacy ledger is missing or broken. Nothing is promised until it is restored."
+        return (
+            "What was spent is not known: a privacy ledger is missing or broken. "
+            "Nothing is promised until it is restored."
+        )
     return (
-        f"Whoever sees what the sites sent, the models included, can tell whether any one subject took part at most as "
-        f"well as epsilon {largest:.3f} at delta {plan.privacy.delta:g} allows; the plan's budget is epsilon "
+        "Whoever sees what the sites sent, the models included, can tell whether any one subject took part at most as "
+        f"well as epsilon {printed(largest)} at delta {plan.privacy.delta:g} allows; the plan's budget is epsilon "
         f"{plan.privacy.epsilon:g}. A subject treated at two sites adds up both."
     )
+
+
+def printed(epsilon: float) -> str:
+    """Epsilon with three digits, rounded up: a promise is never printed smaller than it is."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
 def _row(manifest: Manifest, site: str) -> Facts:
@@ -182,8 +191,8 @@ def _aggregation(manifest: Manifest) -> Facts:
     limits = thresholds_of(plan, manifest.quorum)
     secure = plan.aggregation.mode == "secure"
     words = (
-        f"Secure aggregation: the server sees sums over at least {manifest.quorum} of {len(plan.sites)} sites, while it "
-        f"follows the protocol and at most {limits.c} sites collude with it."
+        f"Secure aggregation: the server sees sums over at least {manifest.quorum} of {len(plan.sites)} sites, "
+        f"while it follows the protocol and at most {limits.c} sites collude with it."
         if secure
         else "Plain aggregation: the server sees every site's own update."
     )

@@ -180,12 +180,14 @@ class SiteRunner:
         try:
             while True:
                 if self._stop.is_set():
-                    reason = "interrupted"
                     raise Interrupted("stopped", hint="to go on: fedseg client join --state DIR")
                 finished = self._obey(self._patiently(lambda: self._link.poll(self._session)))
                 if finished is not None:
                     return finished
                 self._check_work()
+        except Interrupted:
+            reason = "interrupted"
+            raise
         except BudgetError:
             reason = "budget"
             raise

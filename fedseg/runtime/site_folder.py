@@ -28,6 +28,10 @@ from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vecto
 RingVector = NDArray[np.uint32]
 
 
+# What an enrolment that failed leaves behind: the next one may begin anew.
+LEFTOVERS = {"client.log", "keys", "ca.pem"}
+
+
 @dataclass(frozen=True)
 class Membership:
     """What a site remembers of the study it joined. Nothing in it leaves the site.
@@ -102,12 +106,9 @@ class SiteFolder:
             what = "this site has joined already" if same else "this folder is the state of another study or site"
             hint = f"go on with: fedseg client join --state {self.root}" if same else "name a new folder with --state"
             raise UsageError(what, where=str(self.root), hint=hint)
-        if self.root.exists() and (
-            not self.root.is_dir() or any(path.name != "client.log" for path in self.root.iterdir())
-        ):
-            raise UsageError(
-                "the state folder is not empty", where=str(self.root), hint="name a new folder with --state"
-            )
+        if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - LEFTOVERS):
+            hint = "name a new folder with --state"
+            raise UsageError("the state folder is not empty", where=str(self.root), hint=hint)
 
     def enrol(
         self, invite: Invite, *, data: Path, labels: str | None, ledger: Path, policy: str | None, now: float

@@ -274,7 +274,7 @@ class StudyFolder:
 
 
 class DiskArchive:
-    """`runtime.archive.Archive` in a study's folder: the first and the newest two models and the newest sum are kept."""
+    """`runtime.archive.Archive` in a study's folder: the first and the newest two models, and the newest sum."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self._rounds, self._db = folder.root / "rounds", folder.db

@@ -1,0 +1,165 @@
+"""A server or a site of a toy study, in a process of its own: everything is real but the training.
+
+    python -m tests.system.node server STUDY BIND
+    python -m tests.system.node site STATE [--invite LINE] [--target X] [--hold ROUND] [--die-after-charge ROUND]
+
+A server prints `{"state", "hash"}` at its end, a site `{"hash", "rounds"}`. Events go to stderr. A site writes a line to
+`STATE.trace` before each training: the round, and whether its ledger holds a charge for it. With `--hold` it then
+trains in that round until `STATE.go` is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.errors import FedsegError, Interrupted
+from fedseg.federation.vector import model_hash
+from fedseg.plan import Manifest
+from fedseg.policy import SitePolicy
+from fedseg.rpc.invites import Invite
+from fedseg.runtime import events
+from fedseg.runtime.charging import StudyCharger
+from fedseg.runtime.hospital import open_ledger
+from fedseg.runtime.patience import patiently
+from fedseg.runtime.serve import serve
+from fedseg.runtime.site import SiteRunner
+from fedseg.runtime.site_folder import SiteFolder
+from fedseg.runtime.study import StudyFolder
+from fedseg.store.privacy_ledger import HospitalLedger
+from tests.runtime.toy import LAYOUT, PullTrainer
+
+SUBJECTS = ("01", "02", "03")
+
+
+class HeldTrainer(PullTrainer):
+    """A toy trainer that writes down what it does, and can be held in a round."""
+
+    def __init__(self, target: float, state: Path, hold: int | None, charged: Callable[[int], bool]) -> None:
+        super().__init__(target)
+        self.trace, self.go = Path(f"{state}.trace"), Path(f"{state}.go")
+        self.hold, self.charged = hold, charged
+
+    def update(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        round_number: int,
+        *,
+        entropy: Callable[[int], bytes],
+        on_step: Callable[[int, int], None],
+        should_stop: Callable[[], bool],
+    ) -> dict[str, NDArray[np.float32]]:
+        with self.trace.open("a") as file:
+            file.write(json.dumps([round_number, self.charged(round_number)]) + "\n")
+        while round_number == self.hold and not self.go.exists():
+            if should_stop():
+                raise Interrupted("training was stopped")
+            time.sleep(0.02)
+        return super().update(weights, round_number, entropy=entropy, on_step=on_step, should_stop=should_stop)
+
+
+class MortalCharger(StudyCharger):
+    """Its process dies between the charge of a round and the first message that follows it."""
+
+    last_round: int | None = None
+
+    def charge(self, round_number: int, attempt: int, model: str) -> bool:
+        fresh = super().charge(round_number, attempt, model)
+        if round_number == self.last_round:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fresh
+
+
+def notify(event: events.Event) -> None:
+    print(event, file=sys.stderr, flush=True)  # noqa: T201  # a script
+
+
+def run_server(words: argparse.Namespace, stop: threading.Event) -> dict[str, object]:
+    coordinator = serve(StudyFolder.open(words.study), words.bind, notify=notify, stop=stop)
+    return {"state": coordinator.state.value, "hash": model_hash(coordinator.weights)}
+
+
+def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, object]:
+    folder = SiteFolder(words.state)
+    if not folder.enrolled:
+        _enrol(folder, Invite.decode(words.invite), stop)
+    member = folder.membership
+    with folder.connect() as remote:
+        manifest = Manifest.from_json(patiently(remote.manifest, 30, notify=notify, stop=stop))
+    if folder.manifest is None:
+        folder.accept(manifest)
+    charger = _charger(manifest, member.site, Path(member.data), Path(member.ledger), words.die_after_charge)
+
+    def charged(round_number: int) -> bool:
+        if charger is None:
+            return False
+        ledger = HospitalLedger.open(Path(member.ledger)).ledger
+        return any(charge.round == round_number for charge in ledger.charges(manifest.study))
+
+    with folder.connect(manifest.parameters) as link:
+        runner = SiteRunner(
+            member.site, manifest, link, HeldTrainer(words.target, words.state, words.hold, charged), LAYOUT, folder,
+            charger=charger, entropy=secrets.token_bytes, notify=notify, stop=stop, patience_s=60,
+        )  # fmt: skip
+        finished = runner.run()
+    weights = runner.weights
+    return {"hash": None if weights is None else model_hash(weights), "rounds": len(finished.history)}
+
+
+def _enrol(folder: SiteFolder, invite: Invite, stop: threading.Event) -> None:
+    data, ledger = Path(f"{folder.root}.data"), Path(f"{folder.root}.ledger")
+    data.mkdir(exist_ok=True)
+
+    def enrol() -> None:
+        folder.enrol(invite, data=data, labels=None, ledger=ledger, policy=None, now=time.time())
+
+    patiently(enrol, 30, notify=notify, stop=stop)
+
+
+def _charger(manifest: Manifest, site: str, data: Path, ledger: Path, mortal: int | None) -> StudyCharger | None:
+    if not manifest.plan.private:
+        return None
+    charger = MortalCharger(
+        open_ledger(data, ledger), manifest, site, policy=SitePolicy(), subjects=SUBJECTS, notify=notify
+    )
+    charger.last_round = mortal
+    return charger
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    roles = parser.add_subparsers(dest="role", required=True)
+    server = roles.add_parser("server")
+    server.add_argument("study", type=Path)
+    server.add_argument("bind")
+    site = roles.add_parser("site")
+    site.add_argument("state", type=Path)
+    site.add_argument("--invite")
+    site.add_argument("--target", type=float)
+    site.add_argument("--hold", type=int)
+    site.add_argument("--die-after-charge", type=int)
+    words = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    try:
+        answer = run_server(words, stop) if words.role == "server" else run_site(words, stop)
+    except FedsegError as error:
+        notify(events.Note(f"{type(error).__name__}: {error}"))
+        sys.exit(error.exit_code)
+    print(json.dumps(answer))  # noqa: T201  # a script
+
+
+if __name__ == "__main__":
+    main()
