@@ -85,6 +85,8 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        for handler in self._log.handlers if self._log is not None else ():
+            handler.close()
 
     def __call__(self, event: events.Event) -> None:
         """Show an event."""

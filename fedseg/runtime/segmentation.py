@@ -88,11 +88,14 @@ def _scans_of(path: Path) -> Iterator[Scan]:
         return
     if not path.is_dir():
         raise DataError("there is no such file or folder", where=str(path), hint="check the path")
-    found = sorted(scan for scan in path.glob("sub-*/**/*_T2w.nii*") if scan.name.endswith(SUFFIXES))
+    scans = (scan for scan in path.rglob("*_T2w.nii*") if "derivatives" not in scan.relative_to(path).parts)
+    found = sorted(scan for scan in scans if scan.name.endswith(SUFFIXES))
     found = found or sorted(scan for scan in path.iterdir() if scan.name.endswith(SUFFIXES))
     if not found:
         raise DataError(
-            "the folder holds no scan", where=str(path), hint="looked for sub-*/**/*_T2w.nii[.gz] and *.nii[.gz]"
+            "the folder holds no scan",
+            where=str(path),
+            hint="looked for *_T2w.nii[.gz] in it and below, and for *.nii[.gz] in it",
         )
     for scan in found:
         yield Scan(scan, scan.relative_to(path).parent / f"{_stem(scan)}_{SEGMENTATION}")

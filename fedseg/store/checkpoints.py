@@ -1,4 +1,4 @@
-"""The model file: weights with their own description, and the flat vectors that a study keeps between rounds.
+"""The model file: weights with their own description.
 
 A model file is one `.safetensors`: float32 arrays by name, and in the header's metadata one key, `fedseg`, whose JSON
 is `{"schema": 1, "card": {...}, "sha256": ...}`. The digest covers the card and every array with its name and shape,
@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -148,43 +147,6 @@ def load_model(path: Path) -> tuple[dict[str, Weights], ModelCard]:
     return arrays, card
 
 
-def save_vector(path: Path, vector: Weights) -> None:
-    """Write a flat float32 vector as `.npy`, whole or not at all.
-
-    Raises:
-        ModelError: Not a flat vector of finite float32.
-        StorageError: The disk is full, or the folder missing or not writable.
-    """
-    _refuse_odd_vector(vector, str(path))
-    buffer = BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(vector, dtype="<f4"), version=(1, 0), allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_vector(path: Path, length: int | None = None) -> Weights:
-    """Read a vector of `save_vector`.
-
-    Args:
-        path: The file.
-        length: How many numbers there must be; any number where None.
-
-    Raises:
-        ModelError: No such file, cut short, or anything but a flat vector of finite float32 of that length.
-    """
-    where = str(path)
-    buffer = BytesIO(_read(path))
-    try:
-        vector = np.lib.format.read_array(buffer, allow_pickle=False)
-    except (ValueError, EOFError, OverflowError, MemoryError) as error:
-        raise ModelError("the checkpoint is cut short or not a vector of weights", where=where) from error
-    _refuse_odd_vector(vector, where)
-    if buffer.read(1):
-        raise ModelError("the checkpoint has something after its weights", where=where)
-    if length is not None and vector.size != length:
-        raise ModelError(f"the checkpoint holds {vector.size} numbers; the model has {length}", where=where)
-    return vector.astype(np.float32)
-
-
 def _read(path: Path) -> bytes:
     """A file's content, if it isn't larger than any model of ours."""
     try:
@@ -295,13 +257,6 @@ def _refuse_odd_arrays(arrays: Mapping[str, NDArray[np.float32]], where: str) ->
             raise ModelError(f"the weights '{name}' are {values.dtype}, not float32", where=where)
         if not np.isfinite(values).all():
             raise ModelError(f"the weights '{name}' hold NaN or infinity", where=where)
-
-
-def _refuse_odd_vector(vector: NDArray[Any], where: str) -> None:
-    if vector.ndim != 1 or vector.dtype != np.float32:
-        raise ModelError(f"not a flat float32 vector: {vector.dtype} of shape {vector.shape}", where=where)
-    if not np.isfinite(vector).all():
-        raise ModelError("the weights hold NaN or infinity", where=where)
 
 
 def _cut_short(size: int, where: str) -> ModelError:
