@@ -68,9 +68,15 @@ def parse(text: str, model: type[Model], *, name: str, error: type[FedsegError])
         FedsegError: of class `error`, at the first mistake, with line, what is allowed and the nearest match.
     """
     tree = _load(text, name, error)
-    lines = dict(_lines(tree, ()))
     try:
-        content = model.model_validate_json(json.dumps(tree, default=str))
+        lines = dict(_lines(tree, ()))
+        plain = json.dumps(tree, default=str)
+    except RecursionError:
+        raise error("nested too deeply", where=name, hint="is this the right file?") from None
+    except TypeError:
+        raise error("a key is not plain text", where=name) from None
+    try:
+        content = model.model_validate_json(plain)
     except ValidationError as failure:
         # An unknown key first: it explains the missing one.
         problems = sorted(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
@@ -90,6 +96,8 @@ def _load(text: str, name: str, error: type[FedsegError]) -> CommentedMap:
         ) from None
     except (YAMLError, ValueError) as failure:
         raise error(f"not valid YAML: {failure}", where=name) from None
+    except RecursionError:
+        raise error("nested too deeply", where=name, hint="is this the right file?") from None
     if not isinstance(tree, CommentedMap):
         raise error(
             "empty, or not a mapping of keys to values", where=name, hint="start from a file in sample_configs/"
@@ -101,7 +109,9 @@ def _lines(node: object, path: Path) -> list[tuple[Path, int]]:
     found: list[tuple[Path, int]] = []
     if isinstance(node, CommentedMap):
         for key, value in node.items():
-            found.append(((*path, str(key)), node.lc.key(key)[0] + 1))
+            # A key that was merged in (<<) has no place of its own: it stands where its mapping does.
+            place = (node.lc.data or {}).get(key, (node.lc.line,))
+            found.append(((*path, str(key)), place[0] + 1))
             found += _lines(value, (*path, str(key)))
     elif isinstance(node, CommentedSeq):
         for index, value in enumerate(node):
@@ -129,7 +139,9 @@ def _explain(
     nearest = _nearest(given, problem.get("ctx", {}).get("expected"))
     if isinstance(given, str | int | float | bool) and problem["type"] != "value_error":
         message += f", not {given!r}"
-    return error(f"{dotted}: {message}" if dotted else message, where=document.where(*path), hint=nearest)
+    # What is impossible about a whole document says first which key it is about.
+    about = path or tuple(message.partition(":")[0].split("."))
+    return error(f"{dotted}: {message}" if dotted else message, where=document.where(*about), hint=nearest)
 
 
 def _nearest(given: object, expected: object) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedseg.errors import Interrupted, PlanError, PolicyError, UsageError
+from fedseg.errors import BelowQuorum, Interrupted, PlanError, PolicyError, UsageError
 
 if TYPE_CHECKING:
     import threading
@@ -62,16 +62,20 @@ def join(
         _refuse_first_time_only(policy=policy, ledger=ledger, labels=labels, data=data)
     else:
         first = _first_time(folder, invite, data, labels, policy, ledger)
-    with stopping() as stop, Screen(folder.log) as screen:
-        if invite is not None:
-            patiently(first, FIRST_CONTACT_S, notify=screen, stop=stop)
-        member = folder.membership
-        manifest = patiently(lambda: _agree(folder, member), FIRST_CONTACT_S, notify=screen, stop=stop)
-        dataset = _check_data(manifest, member)
-        if folder.manifest is None:
-            screen.pause(lambda: _consent(manifest, member, dataset, yes))
-            folder.accept(manifest)
-        _take_part(folder, member, manifest, dataset, screen, stop)
+    try:
+        with stopping() as stop, Screen(folder.log) as screen:
+            if invite is not None:
+                patiently(first, FIRST_CONTACT_S, notify=screen, stop=stop)
+            member = folder.membership
+            manifest = patiently(lambda: _agree(folder, member), FIRST_CONTACT_S, notify=screen, stop=stop)
+            dataset = _check_data(manifest, member)
+            if folder.manifest is None:
+                screen.pause(lambda: _consent(manifest, member, dataset, yes))
+                folder.accept(manifest)
+            _take_part(folder, member, manifest, dataset, screen, stop)
+    except (BelowQuorum, Interrupted) as error:
+        error.hint = f"go on with: fedseg client join --state {state}"
+        raise
 
 
 def _refuse_first_time_only(**given: object) -> None:

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from fedseg import __version__
 from fedseg.cli import client, data, demo, model, privacy, server, study
-from fedseg.errors import EXIT_INTERRUPTED, FedsegError, UsageError
+from fedseg.errors import EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, UsageError
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong use, 3 paused below quorum, 130 interrupted. "
@@ -61,7 +61,9 @@ def _main(
 def show(error: FedsegError) -> None:
     """Print an error: what, where, what to do."""
     console = Console(stderr=True, highlight=False)
-    console.print(f"[bold red]Error:[/] {escape(error.what)}", soft_wrap=True)
+    stopped = error.exit_code in (EXIT_PAUSED, EXIT_INTERRUPTED)
+    label = "[bold yellow]Stopped:[/]" if stopped else "[bold red]Error:[/]"
+    console.print(f"{label} {escape(error.what)}", soft_wrap=True)
     if error.where:
         console.print(f"  [dim]where:[/] {escape(error.where)}", soft_wrap=True)
     if error.hint:

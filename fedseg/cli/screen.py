@@ -130,6 +130,8 @@ class Screen:
                 self.bar(f"round {event.round}: training", event.step, event.steps)
             case events.Transfer():
                 self.bar(f"{event.what} (kB)", event.done // 1000, event.size // 1000)
+            case events.RoundStarted():
+                self.bar("rounds", event.round - 1, event.rounds)
             case events.RoundClosed():
                 self.bar("rounds", event.round, event.rounds)
             case _:

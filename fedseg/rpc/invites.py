@@ -203,12 +203,15 @@ def require_ca(cert: x509.Certificate) -> None:
 
 def _payload(text: str) -> bytes:
     """The bytes between length and checksum."""
-    framed = _unbase64url(_letters(text))
+    letters = _letters(text)
+    framed = _unbase64url(letters)
     expected = int.from_bytes(framed[:2]) + 2
     if len(framed) < expected:
         raise InviteError(f"this invite is cut short: {len(framed)} of {expected} bytes are there", hint=_ASK)
     if len(framed) > expected:
         raise InviteError(f"this invite is too long: {len(framed) - expected} bytes follow its end", hint=_ASK)
+    if _base64url(framed) != letters:
+        raise InviteError("the last letter of this invite is wrong", hint=_ASK)
     if not secrets.compare_digest(_checksum(framed[:-CHECKSUM_BYTES]), framed[-CHECKSUM_BYTES:]):
         raise InviteError("a letter of this invite is wrong: its checksum doesn't match", hint=_ASK)
     return framed[2:-CHECKSUM_BYTES]
@@ -239,8 +242,6 @@ def _unbase64url(letters: str) -> bytes:
         framed = b""
     if len(framed) <= 2 + CHECKSUM_BYTES:
         raise InviteError(f"this invite is cut short: only {len(letters)} letters are there", hint=_ASK)
-    if _base64url(framed) != letters:
-        raise InviteError("the last letter of this invite is wrong", hint=_ASK)
     return framed
 
 

@@ -71,6 +71,7 @@ class Attempt:
         self.joined: set[str] = set()
         self.left: dict[str, str] = {}
         self.advertisements: tuple[Advertisement, ...] = ()
+        self.named_absent: tuple[str, ...] = ()
 
     @property
     def table(self) -> Table:
@@ -129,6 +130,7 @@ class Coordinator:
         self._changed = threading.Condition(threading.RLock())
         self._seen: dict[str, float] = {}
         self._told: Counter[str] = Counter()
+        self._spent: set[str] = set()
         self._born = clock()
         self._attempt: Attempt | None = None
         self._reason = ""
@@ -260,6 +262,9 @@ class Coordinator:
             attempt = self._attempt
             if attempt is not None and attempt.session == session:
                 self._lose(attempt, site, f"withdrew ({reason})")
+                self._spent |= {site} if reason == "budget" else set()
+                if len(attempt.header.sites) - len(self._spent) < self._manifest.quorum:
+                    self._end_on_budget()
                 self._advance()
 
     def claim(self, site: str, claim: LedgerClaim) -> None:
@@ -307,6 +312,7 @@ class Coordinator:
             attempt = self._attempt
             event = None if attempt is None else decide(self._attendance(attempt))
             if attempt is None or event is None:
+                self._name_absent(attempt)
                 return
             self._step(attempt, event)
 
@@ -340,11 +346,10 @@ class Coordinator:
 
     def _attendance(self, attempt: Attempt) -> Attendance:
         now, schedule = self._clock(), self._manifest.plan.schedule
-        absent = {site for site in attempt.expected if now - self._seen.get(site, self._born) > schedule.absent_after_s}
         return Attendance(
             expected=attempt.expected,
             arrived=frozenset(attempt.arrived),
-            lost=frozenset(absent | attempt.left.keys()) & attempt.expected,
+            lost=frozenset(self._absent(attempt) | attempt.left.keys()) & attempt.expected,
             need=attempt.need,
             overdue=now - attempt.since > schedule.deadline_s,
             # Nothing is at stake before keys are shared; a site that left the attempt comes back only in the next.
@@ -352,12 +357,27 @@ class Coordinator:
             and len(attempt.expected - attempt.left.keys()) >= self._manifest.quorum,
         )
 
+    def _name_absent(self, attempt: Attempt | None) -> None:
+        """Say whom the attempt waits for in vain, once for each such set of sites."""
+        absent = () if attempt is None else tuple(sorted(self._absent(attempt) - attempt.arrived - attempt.left.keys()))
+        if attempt is not None and absent and absent != attempt.named_absent:
+            attempt.named_absent = absent
+            self._notify(events.Waiting(f"round {attempt.row.round}: no sign of life from {', '.join(absent)}"))
+
+    def _absent(self, attempt: Attempt) -> set[str]:
+        oldest = self._clock() - self._manifest.plan.schedule.absent_after_s
+        return {site for site in attempt.expected if self._seen.get(site, self._born) < oldest}
+
     def _step(self, attempt: Attempt, event: Event) -> None:
         following = attempt.table[attempt.phase, event]
         # A site that left by its own word is there, and may join the next attempt; one that never came is not.
         gathering = attempt.phase is Phase.ADVERTISE_KEYS and not attempt.left
+        attendance = self._attendance(attempt)
         for site in sorted(attempt.expected - attempt.arrived - attempt.left.keys()):
-            self._lose(attempt, site, "no sign of life" if event is Event.COMPLETE else "did not answer")
+            # Where the loss of another ends a phase before its deadline, a site at work is not to blame.
+            if site in attendance.lost or attendance.overdue or event is Event.COMPLETE:
+                late = attendance.overdue and site not in attendance.lost
+                self._lose(attempt, site, "did not answer" if late else "no sign of life")
         if following is Phase.ABANDONED:
             self._abandon(f"{len(attempt.arrived)} of {attempt.need} sites in {attempt.phase.value}")
             self._after_abandoned(gathering)
@@ -421,6 +441,15 @@ class Coordinator:
         # The noise is calibrated to so many rounds: beyond them no site may train.
         spent = plan.private and ended and rows[-1].round >= plan.schedule.rounds + plan.privacy.reserve_rounds
         return closed >= plan.schedule.rounds or spent
+
+    def _end_on_budget(self) -> None:
+        """No round can have its quorum any more: the study ends with the rounds it has, if it has any."""
+        why = f"the privacy budget is used up at {', '.join(sorted(self._spent))}"
+        if self._closed is None:
+            self.pause(why)
+            return
+        self._abandon(why)
+        self._state = StudyState.COMPLETE
 
     def _end_if_over(self) -> None:
         if self._is_over():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fedseg.document import Document
 from fedseg.errors import PlanError
 from fedseg.plan import Manifest, StudyPlan
@@ -22,6 +25,16 @@ def thresholds_of(plan: StudyPlan, quorum: int | None) -> Thresholds:
     return Thresholds.of(len(plan.sites), plan.aggregation.collusion, accept_two=two)
 
 
+@contextmanager
+def at_plan_line(document: Document[StudyPlan]) -> Iterator[None]:
+    """Give a `PlanError` that names a key of the plan the line of that key."""
+    try:
+        yield
+    except PlanError as error:
+        path = (error.where or "sites").split(".")
+        raise PlanError(error.what, where=document.where(*path), hint=error.hint) from None
+
+
 def check_aggregation(document: Document[StudyPlan]) -> int:
     """The quorum of a plan, checked against the thresholds of secure aggregation.
 
@@ -30,11 +43,8 @@ def check_aggregation(document: Document[StudyPlan]) -> int:
     """
     plan = document.content
     asked = plan.aggregation.quorum
-    try:
+    with at_plan_line(document):
         least = thresholds_of(plan, asked).quorum
-    except PlanError as error:
-        path = (error.where or "sites").split(".")
-        raise PlanError(error.what, where=document.where(*path), hint=error.hint) from None
     if asked is not None and asked < least:
         two = (
             "; a quorum of two (three sites, collusion 0) also needs aggregation.accept_two_contributors, a sentence "

@@ -188,11 +188,20 @@ class SiteRunner:
         except Interrupted:
             reason = "interrupted"
             raise
-        except BudgetError:
+        except BudgetError as error:
             reason = "budget"
-            raise
+            return self._end_on(error)
         finally:
             self._leave(reason)
+
+    def _end_on(self, error: BudgetError) -> Finished:
+        """The study may end with the rounds that are closed when a budget ends; otherwise the error passes."""
+        instruction = self._patiently(lambda: self._link.poll(None))
+        finished = self._dispatch(instruction) if isinstance(instruction, Finished) else None
+        if finished is None:
+            raise error
+        self._notify(events.Note(f"the study ends here: {error.what}"))
+        return finished
 
     @property
     def _session(self) -> bytes | None:
@@ -233,8 +242,13 @@ class SiteRunner:
         offered = instruction.header
         self._catch_up(instruction.head)
         header_of(self._manifest, offered.round, offered.attempt, instruction.head.model_hash).check_offer(offered)
-        session = offered.sid0()
-        if not self._prepare(offered, instruction.head.model_hash):
+        session, self._header = offered.sid0(), None
+        try:
+            ready = self._prepare(offered, instruction.head.model_hash)
+        except BudgetError:
+            self._patiently(lambda: self._link.withdraw(session, "budget"))
+            raise
+        if not ready:
             self._patiently(lambda: self._link.withdraw(session, "interrupted"))
             return
         # Keys of an earlier attempt are gone before those of this one exist.

@@ -22,7 +22,7 @@ from fedseg.rpc.credentials import ServerTls
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.archive import RingVector
-from fedseg.runtime.session import check_aggregation, encoding_of, thresholds_of
+from fedseg.runtime.session import at_plan_line, check_aggregation, encoding_of, thresholds_of
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
@@ -55,7 +55,8 @@ def resolve(
         initial_model=model_hash(weights),
         code_version=__version__,
     )
-    encoding_of(manifest)
+    with at_plan_line(document):
+        encoding_of(manifest)
     if sigma is not None:
         _check_clip(document, sigma, weights.size)
     return manifest
@@ -85,9 +86,12 @@ def check_manifest(manifest: Manifest) -> None:
         PlanError: if the quorum, the encoding or the privacy budget does not follow from the plan.
     """
     plan = manifest.plan
-    least = thresholds_of(plan, manifest.quorum).quorum
+    asked = plan.aggregation.quorum
+    least = thresholds_of(plan, asked).quorum
     if manifest.quorum < least:
         raise PlanError(f"the study's quorum is {manifest.quorum}, the least that its sites allow is {least}")
+    if manifest.quorum != (asked or least):
+        raise PlanError(f"the study's quorum is {manifest.quorum}, its plan says {asked or least}")
     encoding_of(manifest)
     if (manifest.noise_multiplier is not None) != plan.private:
         raise PlanError("the study's noise multiplier and its privacy mode contradict each other")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedseg.errors import InviteError, StorageError
+from fedseg.store.files import storage_errors
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites (
@@ -112,8 +113,9 @@ class StudyDb:
             StorageError: if the file is no such book or cannot be written.
         """
         self._path = path
-        if not path.exists():
-            path.touch(mode=0o600)
+        with storage_errors(path):
+            if not path.exists():
+                path.touch(mode=0o600)
         with self._connect() as db:
             db.executescript(SCHEMA)
 

@@ -44,11 +44,13 @@ def _load(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     with storage_errors(path):
         if path.stat().st_size > MAX_BYTES:
             raise StorageError("the file is larger than any model", where=str(path))
-        data = path.read_bytes()
+        file = BytesIO(path.read_bytes())
     try:
-        vector: NDArray[Any] = np.lib.format.read_array(BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OverflowError) as error:
+        vector: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, OverflowError, MemoryError) as error:
         raise StorageError("the file is cut short, or no vector", where=str(path)) from error
+    if file.read(1):
+        raise StorageError("something follows the vector in its file", where=str(path))
     _require_flat(vector, path)
     if vector.dtype != dtype:
         raise StorageError(f"the file holds {vector.dtype}, not {dtype}", where=str(path))

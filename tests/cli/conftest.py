@@ -128,3 +128,20 @@ def server(study: StudyFolder) -> Iterator[None]:
     stop.set()
     thread.join(timeout=20)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def data(make_bids: Callable[..., Path]) -> Path:
+    """A site's scans."""
+    return make_bids(2)
+
+
+@pytest.fixture
+def join(fedseg: Command, data: Path, tmp_path: Path) -> Command:
+    """`client join` with this data, the state folder `state` and a ledger folder of its own."""
+
+    def call(*words: str | Path, state: str = "state") -> Answer:
+        options = ("--data", data, "--state", tmp_path / state, "--ledger", tmp_path / "ledger")
+        return fedseg("client", "join", *words, *options)
+
+    return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -15,6 +16,8 @@ from fedseg.labels import scheme
 from fedseg.store.checkpoints import ModelCard, save_model
 from tests.cli.conftest import Command
 from tests.conftest import FIDON_TSV, Save, tiny_head
+
+nib: Any = nibabel  # only half of it is typed
 
 MakeBids = Callable[..., Path]
 Spoil = Callable[[Path, Save], Path]
@@ -155,7 +158,7 @@ def test_a_folder_without_a_scan(fedseg: Command, plan_file: Path, model: Path, 
     answer = fedseg("data", "check", tmp_path / "empty", "--plan", plan_file)
     answer.says(1, "no scan in this folder", str(tmp_path / "empty"), "sub-X/anat/sub-X_T2w.nii.gz")
     answer = fedseg("predict", model, tmp_path / "empty", "--out", tmp_path / "out")
-    answer.says(1, "the folder holds no scan", str(tmp_path / "empty"), "sub-*/**/*_T2w.nii[.gz]")
+    answer.says(1, "the folder holds no scan", str(tmp_path / "empty"), "*.nii[.gz]")
 
 
 def test_two_subjects_with_one_id(
@@ -231,7 +234,16 @@ def test_evaluate_json_is_one_document_with_the_keys_that_were_promised(
     document = json.loads(answer.out)
     assert {"model", "subjects", "summary"} <= set(document)
     tissues = set(scheme("feta").tissues)
-    keys = {"subject", "site", "gestational_age_weeks", "pathology", "dice", "hd95_mm", "volume_similarity", "volume_ml"}
+    keys = {
+        "subject",
+        "site",
+        "gestational_age_weeks",
+        "pathology",
+        "dice",
+        "hd95_mm",
+        "volume_similarity",
+        "volume_ml",
+    }
     for row in document["subjects"]:
         assert set(row) == keys
         assert all(set(row[metric]) == tissues for metric in ("dice", "hd95_mm", "volume_similarity", "volume_ml"))
@@ -272,7 +284,7 @@ def test_a_prediction_lies_on_the_scans_own_grid(
     answer = fedseg("predict", model, root, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     made = tmp_path / "out/sub-01/anat/sub-01_rec-srr_seg-fedseg_dseg.nii.gz"
-    image, labels = nibabel.load(root / IMAGE), nibabel.load(made)  # type: ignore[attr-defined]
+    image, labels = nib.load(root / IMAGE), nib.load(made)
     assert image.shape == labels.shape
     assert np.array_equal(image.affine, labels.affine)
     assert (tmp_path / "out" / "dseg.tsv").is_file()

@@ -27,7 +27,12 @@ sites: {SITES}
 
 
 def plan(
-    sites: tuple[str, ...] = ("a", "b", "c"), *, mode: str = "secure", rounds: int = 3, absent_s: float = 5, more: str = ""
+    sites: tuple[str, ...] = ("a", "b", "c"),
+    *,
+    mode: str = "secure",
+    rounds: int = 3,
+    absent_s: float = 5,
+    more: str = "",
 ) -> Document[StudyPlan]:
     text = PLAN.replace("MODE", mode + (", " + more if more else "")).replace("ROUNDS", str(rounds))
     text = text.replace("ABSENT", str(absent_s)).replace("SITES", ", ".join(f"{site}: {{}}" for site in sites))
@@ -66,4 +71,4 @@ class PullTrainer:
         self.before(round_number)
         self.trained.append(round_number)
         on_step(1, 1)
-        return {name: (np.float32(self.target) - value) / 2 for name, value in weights.items()}
+        return {name: (np.float32(self.target) - value) / np.float32(2) for name, value in weights.items()}

@@ -21,9 +21,7 @@ from fedseg.store.checkpoints import (
     ModelCard,
     describe,
     load_model,
-    load_vector,
     save_model,
-    save_vector,
     weights_hash,
 )
 
@@ -219,38 +217,3 @@ def test_the_hash_is_of_names_shapes_and_numbers() -> None:
     assert weights_hash({name: values.astype(">f4") for name, values in ARRAYS.items()}) == base
     assert weights_hash(ARRAYS | {"head.weight": ARRAYS["head.weight"].reshape(3, 2)}) != base
     assert weights_hash({f"x{name}": values for name, values in ARRAYS.items()}) != base
-
-
-def test_vectors(tmp_path: Path) -> None:
-    path = tmp_path / "round-1.npy"
-    vector = np.linspace(-1, 1, 33, dtype=np.float32)
-    save_vector(path, vector)
-    read = load_vector(path, 33)
-    np.testing.assert_array_equal(read, vector)
-    assert read.dtype == np.float32
-    assert read.flags.writeable
-    with pytest.raises(ModelError, match="holds 33 numbers; the model has 34"):
-        load_vector(path, 34)
-    with pytest.raises(ModelError, match="no such model file"):
-        load_vector(tmp_path / "none")
-
-
-def test_vectors_that_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "v.npy"
-    odd: tuple[Any, ...] = (np.zeros(3), np.zeros((2, 2), np.float32), np.array([np.inf], np.float32))
-    for wrong in odd:
-        with pytest.raises(ModelError, match=r"not a flat float32 vector|NaN or infinity"):
-            save_vector(path, wrong)
-    assert not list(tmp_path.iterdir())
-    save_vector(path, np.ones(5, np.float32))
-    data = path.read_bytes()
-    for size in range(len(data)):
-        path.write_bytes(data[:size])
-        with pytest.raises(ModelError, match="cut short"):
-            load_vector(path)
-    path.write_bytes(data + b"x")
-    with pytest.raises(ModelError, match="something after its weights"):
-        load_vector(path)
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ModelError, match="not a vector of weights"):
-        load_vector(path)

@@ -3,9 +3,9 @@
     python -m tests.system.node server STUDY BIND
     python -m tests.system.node site STATE [--invite LINE] [--target X] [--hold ROUND] [--die-after-charge ROUND]
 
-A server prints `{"state", "hash"}` at its end, a site `{"hash", "rounds"}`. Events go to stderr. A site writes a line to
-`STATE.trace` before each training: the round, and whether its ledger holds a charge for it. With `--hold` it then
-trains in that round until `STATE.go` is there.
+A server prints `{"state", "hash"}` at its end, a site `{"hash", "rounds"}`. Events go to stderr. A site writes a line
+to `STATE.trace` before each training: the round, and whether its ledger holds a charge for it. With `--hold` it then
+trains in that round until `STATE.go` is there. With `--die-after-charge` it is gone once that round is charged.
 """
 
 from __future__ import annotations

@@ -74,18 +74,20 @@ def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:
         assert states == [(1, 1, "closed"), (2, 1, "abandoned"), (2, 2, "closed"), (3, 1, "closed")]
 
 
-def test_a_stopped_site_leaves_at_once_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_stopped_site_leaves_at_once_is_alone_to_blame_and_goes_on_later(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         server = world.server()
-        a, b, c = world.site("a"), world.site("b"), world.site("c", "--hold", "2")
+        a, b, c = world.site("a", "--hold", "2"), world.site("b"), world.site("c", "--hold", "2")
         world.in_phase(2, "MaskedInputCollection")
         c.send_signal(signal.SIGINT)
         world.answer(c, 130)
         lost = [row.lost for row in world.study.db.rounds() if (row.round, row.attempt) == (2, 1)]
         assert lost == [{"c": "withdrew (interrupted) in MaskedInputCollection"}]
+        world.let_go()
         c = world.site("c")
         ends = [world.answer(process) for process in (a, b, c)]
         assert {end["hash"] for end in ends} == {world.answer(server)["hash"]} == {world.undisturbed()}
+        assert world.rounds_trained("a") == [1, 2, 3]
 
 
 def test_a_stopped_server_pauses_the_study_and_all_go_on_later(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""A hospital whose privacy budget is used up, in a study that the other two can go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedseg.errors import BudgetError
+from fedseg.federation.vector import model_hash
+from fedseg.policy import SitePolicy
+from fedseg.runtime.charging import StudyCharger
+from fedseg.runtime.hospital import open_ledger
+from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.store.study_db import RoundRow
+from tests.cli.conftest import PLAN, Command
+from tests.system.world import TWO, free_port
+
+POLICY = "allow_two_contributors: true\n"
+
+
+@pytest.fixture
+def study(fedseg: Command, tmp_path: Path) -> StudyFolder:
+    """A study with a quorum of two, under way, so that one site alone is asked to train."""
+    plan, root = tmp_path / "plan.yaml", tmp_path / "study"
+    plan.write_text(f"{PLAN}aggregation: {TWO}\n")
+    answer = fedseg("study", "create", root, "--plan", plan, "--address", f"localhost:{free_port()}")
+    assert answer.code == 0, answer.err
+    made = StudyFolder.open(root)
+    first = model_hash(DiskArchive(made).load_model(0))
+    made.db.save_round(RoundRow(1, 1, "abandoned", first, (), {"*": "server stopped"}, None, 0.0, 1.0, 0))
+    return made
+
+
+def _spend_all(study: StudyFolder, data: Path, ledger: Path) -> int:
+    """Charge the study's rounds until its budget is used up; how many were possible."""
+    charger = StudyCharger(
+        open_ledger(data, ledger),
+        study.manifest,
+        "a",
+        policy=SitePolicy(),
+        subjects=["01", "02"],
+        notify=lambda _: None,
+    )
+    for number in range(100, 200):
+        try:
+            charger.charge(number, 1, "0" * 64)
+        except BudgetError:
+            return number - 100
+    raise AssertionError("the budget has no end")
+
+
+@pytest.mark.usefixtures("server")
+def test_of_the_study(
+    join: Command, invite: Callable[..., str], study: StudyFolder, data: Path, tmp_path: Path
+) -> None:
+    assert _spend_all(study, data, tmp_path / "ledger") == 3
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    answer = join(invite(), "--yes", "--policy", tmp_path / "policy.yaml")
+    answer.says(1, "this study's privacy budget does not cover round 1", "of 8 spent", "left", "nothing was trained")
+    assert not list((tmp_path / "state").glob("contribution-*"))
+    assert not (tmp_path / "state" / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_of_a_lifetime(join: Command, invite: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(f"{POLICY}lifetime_epsilon: 0.5\n")
+    answer = join(invite(), "--yes", "--policy", tmp_path / "policy.yaml")
+    answer.says(1, "this hospital's lifetime privacy budget does not cover round 1", "epsilon 0 of 0.5 spent")
+    assert not list((tmp_path / "state").glob("contribution-*"))

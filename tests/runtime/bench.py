@@ -1,0 +1,166 @@
+"""A coordinator driven by hand: sites that answer only when told to, and a clock that stands still."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedseg.federation.exchange import Instruction, Join, RingVector, ShareKeys, Submit, Unmask
+from fedseg.federation.strategy import fed_avg
+from fedseg.federation.vector import Weights
+from fedseg.plan import Manifest
+from fedseg.runtime import events
+from fedseg.runtime.archive import MemoryArchive
+from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.session import encoding_of
+from fedseg.secagg.aggregator import plain_input
+from fedseg.secagg.encoding import rounding_seed
+from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.site import Advertised, Masked, Shared, advertise
+from tests.runtime.toy import INITIAL, SIZE
+from tests.secagg.helpers import entropy, ring_sum
+
+ADVERTISE, SHARE, MASK, UNMASK = "AdvertiseKeys", "ShareKeys", "MaskedInputCollection", "Unmasking"
+CLOSED, ABANDONED = "closed", "abandoned"
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Player:
+    """A site that does what it is asked, once a turn; its update is one number everywhere."""
+
+    def __init__(self, bench: Bench, site: str, target: float) -> None:
+        self.bench, self.site, self.target = bench, site, target
+        self.draw = entropy(site)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all keys."""
+        self.header: SessionHeader | None = None
+        self.keys: Advertised | Shared | Masked | None = None
+
+    def contribution(self, round_number: int) -> RingVector:
+        manifest = self.bench.manifest
+        seed = rounding_seed(manifest.plan.seed, round_number, self.site)
+        weight = manifest.plan.sites[self.site].weight
+        return encoding_of(manifest).encode(np.full(SIZE, self.target, np.float32), weight, seed).vector
+
+    def ask(self) -> Instruction:
+        return self.bench.coordinator.poll(self.site, self.header.sid0() if self.header else None, 0)
+
+    def turn(self) -> Instruction:
+        instruction = self.ask()
+        self.answer(instruction)
+        return instruction
+
+    def answer(self, instruction: Instruction) -> None:
+        coordinator, site, keys = self.bench.coordinator, self.site, self.keys
+        match instruction, keys:
+            case Join(), _:
+                self.header, message = instruction.header, None
+                if self.header.thresholds.secure:
+                    self.keys, message = advertise(self.header, site, self.draw)
+                coordinator.advertise(site, self.header.sid0(), message)
+            case ShareKeys(), Advertised():
+                self.keys, envelopes = keys.share_keys(instruction.advertisements, self.draw)
+                coordinator.share_keys(site, instruction.session, envelopes)
+            case Submit(), Shared():
+                vector = self.contribution(keys.header.round)
+                self.keys, masked, y = keys.mask(instruction.envelopes, instruction.sharers, vector)
+                coordinator.upload(site, instruction.session, masked, y)
+            case Submit(), None:
+                assert self.header is not None
+                vector = self.contribution(self.header.round)
+                message_ = plain_input(self.header, site, instruction.sharers, vector)
+                coordinator.upload(site, instruction.session, message_, vector)
+            case Unmask(), Masked():
+                _, shares = keys.unmask(instruction.contributors)
+                self.keys = None
+                coordinator.unmask(site, instruction.session, shares)
+
+
+class Bench:
+    """A study of players."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest, self.clock = manifest, Clock()
+        self.archive = MemoryArchive()
+        self.archive.save_model(0, INITIAL, None)
+        self.events: list[events.Event] = []
+        self.players = {site: Player(self, site, 0.1 * (i + 1)) for i, site in enumerate(manifest.plan.site_names)}
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, anew where it ran before."""
+        self.coordinator = Coordinator(
+            self.manifest, self.archive, notify=self.events.append, clock=self.clock, now=self.clock
+        )
+
+    def stands_at(self, *states: StudyState) -> bool:
+        return self.coordinator.state in states
+
+    @property
+    def phase(self) -> str:
+        """Where the newest attempt stands, as the server told."""
+        for event in reversed(self.events):
+            match event:
+                case events.RoundStarted():
+                    return ADVERTISE
+                case events.PhaseStarted():
+                    return event.phase
+                case events.RoundClosed():
+                    return CLOSED
+                case events.RoundAbandoned():
+                    return ABANDONED
+        return ""
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """Every loss the server told of, the newest of each site."""
+        return {event.site: event.why for event in self.events if isinstance(event, events.SiteLost)}
+
+    def gather(self) -> None:
+        """All sites come, until the first attempt opens; none has answered yet."""
+        for player in self.players.values():
+            player.ask()
+
+    def until(self, phase: str, *sites: str) -> None:
+        """These sites (or all) take turns until a phase begins."""
+        for _ in range(20):
+            for site in sites or self.players:
+                if self.phase == phase:
+                    return
+                self.players[site].turn()
+        if self.phase != phase:
+            raise AssertionError(f"{phase} did not begin: {self.phase}")
+
+    def one_round(self, *sites: str) -> None:
+        """These sites (or all) take turns until one more round is closed."""
+        before = len(self.coordinator.history)
+        for _ in range(20):
+            for site in sites or self.players:
+                if len(self.coordinator.history) > before:
+                    return
+                self.players[site].turn()
+        raise AssertionError(f"the round was not closed: {self.phase}")
+
+    def wait(self, seconds: float, *alive: str) -> None:
+        """Time passes, in which these sites give signs of life."""
+        self.clock.seconds += seconds
+        for site in alive:
+            self.coordinator.alive(site)
+
+    def others(self, *lost: str) -> tuple[str, ...]:
+        return tuple(site for site in self.players if site not in lost)
+
+    def expected(self, weights: Weights, round_number: int, *sites: str) -> Weights:
+        """The model that a round of these sites makes, by Python's integers."""
+        total = ring_sum([self.players[site].contribution(round_number) for site in sites])
+        return fed_avg(weights, encoding_of(self.manifest).decode(total, len(sites))[0])

@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedseg.errors import BelowQuorum, BudgetError, FedsegError, Interrupted, LinkError, ProtocolError, StaleSession
+from fedseg.federation.exchange import (
+    Finished,
+    Head,
+    Instruction,
+    Join,
+    LedgerClaim,
+    Paused,
+    Progress,
+    Published,
+    RingVector,
+    ShareKeys,
+    Submit,
+    Unmask,
+    Wait,
+    WithdrawReason,
+)
+from fedseg.federation.strategy import fed_avg
+from fedseg.federation.vector import Weights, model_hash
+from fedseg.plan import Manifest
+from fedseg.runtime import events
+from fedseg.runtime.session import encoding_of, header_of
+from fedseg.runtime.simulation import SiteMemory
+from fedseg.runtime.site import SiteRunner
+from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
+from tests.runtime import toy
+from tests.secagg.helpers import entropy
+
+FIRST = model_hash(toy.INITIAL)
+START = Head(FIRST, 0, FIRST)
+PLAIN = toy.manifest(toy.plan(mode="plain", rounds=2))
+SECURE = toy.manifest(toy.plan(rounds=2))
+PRIVATE = SECURE.model_copy(
+    update={
+        "noise_multiplier": 1.0,
+        "plan": SECURE.plan.model_copy(
+            update={"privacy": SECURE.plan.privacy.model_copy(update={"mode": "local", "epsilon": 8.0})}
+        ),
+    }
+)
+
+
+class Script:
+    """A link whose server says what a test wrote down, and remembers what it was sent."""
+
+    def __init__(self, *instructions: Instruction | FedsegError) -> None:
+        self.instructions = list(instructions)
+        self.sent: list[tuple[str, Any]] = []
+        self.models = {FIRST: toy.INITIAL}
+        self.sums: dict[int, Published] = {}
+        self.refusals: dict[str, list[FedsegError]] = {}
+
+    def _note(self, what: str, detail: Any) -> None:
+        self.sent.append((what, detail))
+        if self.refusals.get(what):
+            raise self.refusals[what].pop(0)
+
+    def kinds(self) -> list[str]:
+        return [what for what, _ in self.sent if what != "poll"]
+
+    def of(self, kind: str) -> list[Any]:
+        return [detail for what, detail in self.sent if what == kind]
+
+    def manifest(self) -> bytes:
+        return b""
+
+    def poll(self, session: bytes | None) -> Instruction:
+        self._note("poll", session)
+        if not self.instructions:
+            raise LinkError("the script is over")
+        following = self.instructions.pop(0)
+        if isinstance(following, FedsegError):
+            raise following
+        return following
+
+    def advertise(self, session: bytes, advertisement: Advertisement | None) -> None:
+        self._note("advertise", advertisement)
+
+    def share_keys(self, session: bytes, envelopes: Envelopes) -> None:
+        self._note("share_keys", envelopes)
+
+    def upload(self, session: bytes, message: MaskedInput, vector: RingVector, progress: Progress) -> None:
+        self._note("upload", vector.copy())
+
+    def unmask(self, session: bytes, shares: Shares) -> None:
+        self._note("unmask", shares)
+
+    def withdraw(self, session: bytes, reason: WithdrawReason) -> None:
+        self._note("withdraw", (session, reason))
+
+    def claim(self, claim: LedgerClaim) -> None:
+        self._note("claim", claim)
+
+    def model(self, wanted: str, progress: Progress) -> Weights:
+        self._note("model", wanted)
+        return self.models[wanted]
+
+    def published(self, round_number: int, progress: Progress) -> Published:
+        self._note("published", round_number)
+        return self.sums[round_number]
+
+
+class Purse:
+    """A charger that keeps count, and can be empty."""
+
+    def __init__(self, *answers: bool | FedsegError) -> None:
+        self.answers, self.calls = list(answers), list[tuple[Any, ...]]()
+
+    def charge(self, round_number: int, attempt: int, model: str) -> bool:
+        self.calls.append(("charge", round_number, attempt, model))
+        answer = self.answers.pop(0)
+        if isinstance(answer, FedsegError):
+            raise answer
+        return answer
+
+    def commit(self, round_number: int, attempt: int) -> None:
+        self.calls.append(("commit", round_number, attempt))
+
+    def claim(self) -> LedgerClaim:
+        return LedgerClaim(1, 10, "ab" * 32)
+
+
+def runner(
+    link: Script,
+    manifest: Manifest = PLAIN,
+    *,
+    trainer: toy.PullTrainer | None = None,
+    memory: SiteMemory | None = None,
+    charger: Purse | None = None,
+    stop: threading.Event | None = None,
+    notify: events.Notify = lambda _: None,
+) -> SiteRunner:
+    return SiteRunner(
+        "a", manifest, link, trainer or toy.PullTrainer(1.0), toy.LAYOUT, memory or SiteMemory(), charger=charger,
+        entropy=entropy("a"), notify=notify, stop=stop or threading.Event(), patience_s=0,
+    )  # fmt: skip
+
+
+def header(manifest: Manifest = PLAIN, number: int = 1, attempt: int = 1, model: str = FIRST) -> SessionHeader:
+    return header_of(manifest, number, attempt, model)
+
+
+def refused(link: Script, manifest: Manifest = PLAIN, **more: Any) -> FedsegError:
+    with pytest.raises(FedsegError) as caught:
+        runner(link, manifest, **more).run()
+    return caught.value
+
+
+def wait_for(holds: Callable[[], bool]) -> Instruction:
+    """An instruction to wait, given once something in the background is done."""
+    end = threading.Event()
+    for _ in range(2000):
+        if holds():
+            return Wait("done")
+        end.wait(0.005)
+    raise AssertionError("it took too long")
+
+
+class Patient(Script):
+    """Asks for an update only when it is there."""
+
+    memory: SiteMemory
+    joined: SessionHeader | None = None
+
+    def poll(self, session: bytes | None) -> Instruction:
+        following, joined = self.instructions[0] if self.instructions else None, self.joined
+        if isinstance(following, Join):
+            self.joined = following.header
+        if isinstance(following, Submit) and joined is not None:
+            wait_for(lambda: self.memory.contribution(joined.round, joined.model_hash.hex()) is not None)
+        return super().poll(session)
+
+
+def patient(*instructions: Instruction | FedsegError) -> tuple[Patient, SiteMemory]:
+    link = Patient(*instructions)
+    link.memory = SiteMemory()
+    return link, link.memory
+
+
+def one_round(total: Iterable[float], manifest: Manifest = PLAIN) -> tuple[Published, Weights]:
+    """The published sum of round 1 over updates of these numbers, and the model that it makes."""
+    encoding = encoding_of(manifest)
+    vectors = [encoding.encode(np.full(toy.SIZE, value, np.float32), 1, bytes(32)).vector for value in total]
+    summed = np.zeros_like(vectors[0])
+    for vector in vectors:
+        summed += vector
+    sites = ("a", "b", "c")[: len(vectors)]
+    return Published(1, sites, summed), fed_avg(toy.INITIAL, encoding.decode(summed, len(vectors))[0])
+
+
+def test_a_plain_round_sends_exactly_the_encoded_update() -> None:
+    session = header().sid0()
+    link, memory = patient(Join(header(), START), Submit(session, ("a", "b", "c"), {}), LinkError("enough"))
+    trainer = toy.PullTrainer(1.0)
+    assert refused(link, memory=memory, trainer=trainer).what == "enough"
+    assert link.kinds() == ["model", "advertise", "upload", "withdraw"]
+    assert link.of("poll") == [None, session, session]
+    kept = memory.contribution(1, FIRST)
+    assert kept is not None
+    np.testing.assert_array_equal(link.of("upload")[0], kept)
+    mean, weight = encoding_of(PLAIN).decode(kept, 1)
+    np.testing.assert_allclose(mean, 0.5, atol=1e-4)
+    assert weight == 1
+    assert trainer.trained == [1]
+    assert link.of("withdraw") == [(session, "failed")]
+
+
+def test_in_a_secure_round_the_update_leaves_masked() -> None:
+    joined = header(SECURE)
+    link, memory = patient(Join(joined, START), LinkError("enough"))
+    refused(link, SECURE, memory=memory)
+    (message,) = link.of("advertise")
+    assert message.site == "a"
+    assert b"\0" * 32 not in (message.envelope_key, message.mask_key)
+
+
+@pytest.mark.parametrize(
+    ("offered", "says"),
+    [
+        (header(model="f" * 64), "the session's model hash is not the one this site expects"),
+        (header(toy.manifest(toy.plan(mode="plain", rounds=3))), "the session's plan hash is not the one"),
+        (header(SECURE), "the session's plan hash is not the one"),
+        (replace(header(), study="cd" * 16), "the session's study is not the one"),
+        (
+            replace(header(), clip=1.0, scale=replace(header().encoding, clip=1.0).scale),
+            "the session's scale is not the one",
+        ),
+        (replace(header(), m=2), "the session's m is not the one"),
+        (replace(header(), sites=("a", "b", "d")), "the session's sites is not the one"),
+    ],
+)
+def test_a_session_of_another_kind_is_refused_before_anything_is_sent(offered: SessionHeader, says: str) -> None:
+    link, trainer = Script(Join(offered, START)), toy.PullTrainer(1.0)
+    error = refused(link, trainer=trainer)
+    assert isinstance(error, ProtocolError)
+    assert says in error.what
+    assert "nothing was sent" in (error.hint or "")
+    assert link.kinds() == ["model"]
+    assert trainer.trained == []
+
+
+def test_a_first_model_that_the_plan_does_not_name_is_refused() -> None:
+    other = np.ones(toy.SIZE, np.float32)
+    name = model_hash(other)
+    link = Script(Join(header(model=name), Head(name, 0, name)))
+    link.models[name] = other
+    assert refused(link).what == "the study's first model is not the one that the plan names"
+
+
+@pytest.mark.parametrize("sent", [np.ones(toy.SIZE, np.float32), toy.INITIAL[:-1]])
+def test_a_model_that_is_not_the_one_named_is_refused(sent: Weights) -> None:
+    link = Script(Join(header(), START))
+    link.models[FIRST] = sent
+    assert refused(link).what == "the model that the server sent is not the one it named"
+
+
+def catching_up(total: Published, named: str) -> Script:
+    memory = SiteMemory()
+    memory.save_weights(toy.INITIAL)
+    link = Script(Finished(Head(named, 1, FIRST), ((1, total.contributors),)), Wait("told twice"))
+    link.sums[1] = total
+    return link
+
+
+def after_first(link: Script) -> tuple[SiteRunner, SiteMemory]:
+    memory = SiteMemory()
+    memory.save_weights(toy.INITIAL)
+    return runner(link, memory=memory), memory
+
+
+def test_the_next_model_is_computed_from_the_sum() -> None:
+    total, following = one_round([0.5, 0.25, -0.25])
+    link = catching_up(total, model_hash(following))
+    site, memory = after_first(link)
+    assert site.run().history == ((1, ("a", "b", "c")),)
+    kept = memory.weights()
+    assert kept is not None
+    np.testing.assert_array_equal(kept, following)
+    assert link.kinds() == ["published"]
+    assert link.of("poll") == [None, None]
+
+
+def test_a_sum_that_does_not_give_the_named_model_is_refused() -> None:
+    total, following = one_round([0.5, 0.25, -0.25])
+    site, memory = after_first(catching_up(total, "f" * 64))
+    with pytest.raises(ProtocolError) as caught:
+        site.run()
+    assert caught.value.what == (
+        f"the server names model {'f' * 16} where its own sum gives {model_hash(following)[:16]}"
+    )
+    assert "stop and talk to the coordinator" in (caught.value.hint or "")
+    assert memory.weights() is toy.INITIAL
+
+
+def test_a_round_below_the_quorum_is_refused() -> None:
+    total, following = one_round([0.5, 0.25])
+    site, _ = after_first(catching_up(total, model_hash(following)))
+    with pytest.raises(ProtocolError, match="round 1 was closed below the quorum"):
+        site.run()
+
+
+def test_a_sum_that_so_many_cannot_make_is_refused() -> None:
+    total, following = one_round([0.5, 0.25, -0.25])
+    site, _ = after_first(catching_up(replace(total, contributors=("a", "b")), model_hash(following)))
+    with pytest.raises(ProtocolError, match="the total weight is not one of 2 contributors"):
+        site.run()
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        ShareKeys(header(SECURE).sid0(), ()),
+        Submit(header(SECURE).sid0(), ("a", "b", "c"), {}),
+        Unmask(header(SECURE).sid0(), ("a", "b", "c")),
+    ],
+)
+def test_steps_before_a_session_are_refused(instruction: Instruction) -> None:
+    link = Script(instruction)
+    error = refused(link, SECURE)
+    assert isinstance(error, ProtocolError)
+    assert "out of order" in error.what or "of another session" in error.what
+    assert link.kinds() == []
+
+
+@pytest.mark.parametrize("kind", [ShareKeys, Submit, Unmask])
+def test_steps_of_another_session_are_refused(kind: type[Instruction]) -> None:
+    other = header(SECURE, attempt=2).sid0()
+    instruction = kind(other, ("a", "b", "c"), {}) if kind is Submit else kind(other, ())  # type: ignore[call-arg,arg-type]
+    link, memory = patient(Join(header(SECURE), START), instruction)
+    error = refused(link, SECURE, memory=memory)
+    assert isinstance(error, ProtocolError)
+    assert "out of order" in error.what or "of another session" in error.what
+    assert link.kinds() == ["model", "advertise", "withdraw"]
+
+
+@pytest.mark.parametrize("late", [Submit, Unmask])
+def test_steps_out_of_order_are_refused(late: type[Instruction]) -> None:
+    session = header(SECURE).sid0()
+    instruction = Submit(session, ("a", "b", "c"), {}) if late is Submit else Unmask(session, ("a", "b", "c"))
+    link, memory = patient(Join(header(SECURE), START), instruction)
+    error = refused(link, SECURE, memory=memory)
+    assert (error.what, error.hint) == ("the server asks for a step out of order", "this site released nothing")
+    assert link.kinds() == ["model", "advertise", "withdraw"]
+
+
+def test_a_step_that_comes_too_late_is_no_error() -> None:
+    link, memory = patient(Join(header(), START), Wait("the next round"), LinkError("enough"))
+    link.refusals["advertise"] = [StaleSession("that session has moved on")]
+    assert refused(link, memory=memory).what == "enough"
+
+
+def test_the_second_attempt_sends_the_stored_contribution() -> None:
+    first, second = header(), header(attempt=2)
+    everybody = ("a", "b", "c")
+    link, memory = patient(
+        Join(first, START), Submit(first.sid0(), everybody, {}), Join(second, START),
+        Submit(second.sid0(), everybody, {}), LinkError("enough"),
+    )  # fmt: skip
+    trainer = toy.PullTrainer(1.0)
+    refused(link, memory=memory, trainer=trainer)
+    assert trainer.trained == [1]
+    uploads = link.of("upload")
+    assert len(uploads) == 2
+    np.testing.assert_array_equal(uploads[0], uploads[1])
+
+
+def test_a_restarted_site_sends_what_it_stored() -> None:
+    link, memory = patient(Join(header(), START), Submit(header().sid0(), ("a", "b", "c"), {}), LinkError("killed"))
+    refused(link, memory=memory)
+    again = Patient(Join(header(attempt=2), START), Submit(header(attempt=2).sid0(), ("a", "b", "c"), {}))
+    again.memory = memory
+    trainer = toy.PullTrainer(-9.0)
+    refused(again, memory=memory, trainer=trainer)
+    assert trainer.trained == []
+    np.testing.assert_array_equal(again.of("upload")[0], link.of("upload")[0])
+
+
+def test_another_model_is_trained_anew() -> None:
+    total, following = one_round([0.5, 0.25, -0.25])
+    name = model_hash(following)
+    second = header(number=2, model=name)
+    link, memory = patient(
+        Join(header(), START), Submit(header().sid0(), ("a", "b", "c"), {}), Join(second, Head(name, 1, FIRST)),
+        Submit(second.sid0(), ("a", "b", "c"), {}), LinkError("enough"),
+    )  # fmt: skip
+    link.sums[1] = total
+    trainer = toy.PullTrainer(1.0)
+    refused(link, memory=memory, trainer=trainer)
+    assert trainer.trained == [1, 2]
+    assert memory.contribution(1, FIRST) is None
+    assert memory.contribution(2, name) is not None
+
+
+def test_an_empty_purse_withdraws_before_training() -> None:
+    joined = header(PRIVATE)
+    link, trainer = Script(Join(joined, START), Wait("others")), toy.PullTrainer(1.0)
+    error = refused(link, PRIVATE, charger=Purse(BudgetError("nothing left")), trainer=trainer)
+    assert isinstance(error, BudgetError)
+    assert (joined.sid0(), "budget") in link.of("withdraw")
+    assert "advertise" not in link.kinds()
+    assert trainer.trained == []
+
+
+def test_a_budget_that_ends_the_study_ends_it_well() -> None:
+    link = Script(Join(header(PRIVATE), START), Finished(START, ()), Wait("told twice"))
+    notes: list[events.Event] = []
+    site = runner(link, PRIVATE, charger=Purse(BudgetError("nothing left")), notify=notes.append)
+    assert site.run() == Finished(START, ())
+    assert events.Note("the study ends here: nothing left") in notes
+
+
+def test_a_round_is_charged_before_it_is_trained_and_committed_after() -> None:
+    second = header(PRIVATE, attempt=2)
+    link, memory = patient(
+        Join(header(PRIVATE), START), Join(second, START), Submit(second.sid0(), ("a", "b", "c"), {})
+    )
+    purse, seen = Purse(True), list[int]()
+    trainer = toy.PullTrainer(1.0, before=lambda _: seen.append(len(purse.calls)))
+    refused(link, PRIVATE, memory=memory, charger=purse, trainer=trainer)
+    assert seen == [1]
+    assert purse.calls == [("charge", 1, 1, FIRST), ("commit", 1, 1)]
+    assert link.of("claim") == [LedgerClaim(1, 10, "ab" * 32)]
+    assert link.kinds().index("claim") < link.kinds().index("advertise")
+
+
+def test_an_attempt_that_was_charged_before_is_sat_out() -> None:
+    joined = header(PRIVATE)
+    link, trainer = Script(Join(joined, START), Wait("the next round"), LinkError("enough")), toy.PullTrainer(1.0)
+    refused(link, PRIVATE, charger=Purse(False), trainer=trainer)
+    assert link.of("withdraw")[0] == (joined.sid0(), "interrupted")
+    assert "advertise" not in link.kinds()
+    assert trainer.trained == []
+
+
+def test_privacy_and_ledger_go_together() -> None:
+    with pytest.raises(ProtocolError, match="a private study needs a ledger, and only a private study does"):
+        runner(Script(), PRIVATE)
+    with pytest.raises(ProtocolError, match="a private study needs a ledger, and only a private study does"):
+        runner(Script(), PLAIN, charger=Purse())
+
+
+def test_a_stop_leaves_the_session_and_says_how_to_go_on() -> None:
+    stop = threading.Event()
+    link, memory = patient(Join(header(), START))
+    trainer = toy.PullTrainer(1.0, before=lambda _: stop.set())
+    poll = link.poll
+
+    def poll_after_training(session: bytes | None) -> Instruction:
+        return wait_for(stop.is_set) if session else poll(session)
+
+    link.poll = poll_after_training  # type: ignore[method-assign]
+    error = refused(link, memory=memory, trainer=trainer, stop=stop)
+    assert isinstance(error, Interrupted)
+    assert error.hint == "to go on: fedseg client join --state DIR"
+    assert link.of("withdraw") == [(header().sid0(), "interrupted")]
+
+
+def test_a_paused_study_is_left_without_a_withdrawal() -> None:
+    link, memory = patient(Join(header(), START), Paused("lunch"))
+    error = refused(link, memory=memory)
+    assert isinstance(error, BelowQuorum)
+    assert str(error) == "the study is paused: lunch (go on with: fedseg client join --state DIR)"
+    assert link.of("withdraw") == []
+
+
+def test_a_training_that_fails_ends_the_site_with_its_own_error() -> None:
+    def fail(_: int) -> None:
+        raise ProtocolError("training broke")
+
+    link, memory = patient(Join(header(), START), *[Wait("others")] * 500)
+    trainer = toy.PullTrainer(1.0, before=fail)
+    breath, poll = threading.Event(), link.poll
+
+    def poll_slowly(session: bytes | None) -> Instruction:
+        breath.wait(0.005)
+        return poll(session)
+
+    link.poll = poll_slowly  # type: ignore[method-assign]
+    assert refused(link, memory=memory, trainer=trainer).what == "training broke"
+    assert link.of("withdraw") == [(header().sid0(), "failed")]
+
+
+def test_a_server_that_cannot_be_told_of_leaving_does_not_hide_the_reason() -> None:
+    link, memory = patient(Join(header(), START), LinkError("the wire broke"))
+    link.refusals["withdraw"] = [LinkError("still broken")]
+    notes: list[events.Event] = []
+    assert refused(link, memory=memory, notify=notes.append).what == "the wire broke"
+    assert events.Note("the server could not be told that this site leaves") in notes
+
+
+def test_an_update_beyond_the_clip_is_shortened_and_said() -> None:
+    link, memory = patient(Join(header(), START), Submit(header().sid0(), ("a", "b", "c"), {}))
+    notes: list[events.Event] = []
+    refused(link, memory=memory, trainer=toy.PullTrainer(1000.0), notify=notes.append)
+    (said,) = [event.text for event in notes if isinstance(event, events.Note)]
+    assert said == "round 1: the update's norm 1.58e+04 was brought down to the plan's clip"
+    mean, _ = encoding_of(PLAIN).decode(link.of("upload")[0], 1)
+    assert float(np.linalg.norm(mean)) == pytest.approx(64.0, rel=1e-4)

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedseg.errors import PlanError
+from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.runtime.session import check_aggregation
+from tests.runtime import toy
+
+SAMPLES = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.yaml"))
+PLAN = """\
+name: three hospitals
+privacy: {mode: off}
+schedule:
+  rounds: 2
+aggregation:
+  mode: secure
+sites:
+  a: {}
+  b: {}
+  c: {}
+"""
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, "plan.yaml")
+    return str(caught.value)
+
+
+def quorum_refusal(text: str) -> str:
+    with pytest.raises(PlanError) as caught:
+        check_aggregation(parse_plan(text, "plan.yaml"))
+    return str(caught.value)
+
+
+def changed(old: str, new: str) -> str:
+    assert PLAN.count(old) == 1
+    return PLAN.replace(old, new)
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    plan = parse_plan(PLAN, "plan.yaml").content
+    assert (plan.task, plan.network.preset, plan.image.patch) == ("feta", "base", (96, 96, 96))
+    assert (plan.aggregation.quorum, plan.aggregation.ring, plan.private) == (None, 32, False)
+    assert plan.site_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("path", [path for path in SAMPLES if path.name != "policy.yaml"], ids=lambda path: path.name)
+def test_every_sample_plan_is_possible(path: Path) -> None:
+    document = parse_plan(path.read_text(), path.name)
+    assert 2 <= check_aggregation(document) <= len(document.content.sites)
+
+
+def test_off_is_a_word_and_1e_minus_4_a_number() -> None:
+    plan = parse_plan(PLAN + "training: {learning_rate: 1e-4}\n", "plan.yaml").content
+    assert plan.privacy.mode == "off"
+    assert plan.training.learning_rate == 1e-4
+
+
+def test_no_is_a_site_like_any_other() -> None:
+    assert parse_plan(changed("  c: {}", "  no: {}"), "p").content.site_names == ("a", "b", "no")
+    assert "a site's name is 1 to 32 of a-z, 0-9 and '-', not 'NO'" in refusal(changed("  c: {}", "  NO: {}"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "rounds: 2",
+            "round: 2",
+            "plan.yaml:4: unknown key schedule.round (did you mean rounds? known here: rounds, deadline_s",
+        ),
+        ("name:", "zz:", "plan.yaml:1: unknown key zz (known here: name, task, seed"),
+        (
+            "  b: {}",
+            "  b: {wieght: 2}",
+            "plan.yaml:9: unknown key sites.b.wieght (did you mean weight? known here: weight, pub",
+        ),
+        ("rounds: 2", "rounds: two", "plan.yaml:4: schedule.rounds: input should be a valid integer, not 'two'"),
+        ("rounds: 2", "rounds: 0", "schedule.rounds: input should be greater than or equal to 1, not 0"),
+        (
+            "mode: secure",
+            "mode: secrue",
+            "aggregation.mode: input should be 'secure' or 'plain', not 'secrue' (did you mean secure?)",
+        ),
+        ("mode: secure", "ring: 16", "plan.yaml:6: aggregation.ring: input should be 32, not 16"),
+        ("{mode: off}", "{mode: local}", "plan.yaml:2: privacy: mode local needs a budget: set epsilon"),
+        ("{mode: off}", "{mode: off, epsilon: 8}", "plan.yaml:2: privacy: epsilon is set but mode is off"),
+        (
+            "{mode: off}",
+            "{mode: distributed, epsilon: 8}",
+            "mode distributed is not available in this version; use local",
+        ),
+        (
+            "{mode: off}",
+            "{mode: local, epsilon: 8, delta: 0.1}",
+            "privacy.delta: input should be less than or equal to 0.001, not 0.1",
+        ),
+        (
+            "{mode: off}",
+            "{mode: local, epsilon: 8, sampling_rate: 1.5}",
+            "privacy.sampling_rate: input should be less than or equal to 1",
+        ),
+        ("mode: secure", "quorum: 4", "plan.yaml:6: aggregation.quorum: 4 of 3 sites can never be reached"),
+        (
+            "mode: secure",
+            "accept_two_contributors: ok",
+            "accept_two_contributors: string should have at least 20 characters, not 'ok'",
+        ),
+        ("  a: {}\n  b: {}\n  c: {}\n", "  {}\n", "plan.yaml:7: sites: dictionary should have at least 1 item"),
+        (
+            "name:",
+            "image:\n  patch: [96, 96, 90]\nname:",
+            "plan.yaml:2: image.patch: each side must be a multiple of 16 for the base network, not [96, 96, 90]",
+        ),
+        (
+            "name:",
+            "network: {preset: small}\nimage: {patch: [12, 8, 8]}\nname:",
+            "multiple of 8 for the small network, not [12, 8, 8]",
+        ),
+        ("name:", "image: {patch: [96, 96]}\nname:", "plan.yaml:1: image.patch"),
+        (
+            "name:",
+            "training: {patches_per_subject: 1}\nname:",
+            "training.patches_per_subject: input should be greater than or equal to 2",
+        ),
+        ("privacy: {mode: off}\n", "", "plan.yaml:1: privacy is missing"),
+        ("  b: {}", "  b b: {}", "a site's name is 1 to 32 of a-z, 0-9 and '-', not 'b b'"),
+    ],
+)
+def test_mistakes(old: str, new: str, says: str) -> None:
+    assert says in refusal(changed(old, new))
+
+
+def test_weights_are_one_in_a_private_study() -> None:
+    text = changed("{mode: off}", "{mode: local, epsilon: 8}").replace("  b: {}", "  b: {weight: 2}")
+    assert "plan.yaml:7: sites: every weight is 1 in a private study" in refusal(text)
+
+
+def test_a_quorum_below_the_thresholds_is_refused_with_its_line() -> None:
+    five = changed("  c: {}\n", "  c: {}\n  d: {}\n  e: {}\n")
+    assert check_aggregation(parse_plan(five, "p")) == 4
+    for text, least in ((changed("mode: secure", "quorum: 1"), 3), (five.replace("mode: secure", "quorum: 3"), 4)):
+        said = quorum_refusal(text)
+        assert "plan.yaml:6: aggregation.quorum:" in said
+        assert f"is below the least that secure aggregation allows here, {least}" in said
+        assert f"(remove the line, or ask for {least} or more)" in said
+    assert check_aggregation(parse_plan(five.replace("mode: secure", "quorum: 5"), "p")) == 5
+
+
+def test_a_quorum_of_two_needs_a_sentence() -> None:
+    two = changed("mode: secure", "quorum: 2")
+    said = quorum_refusal(two)
+    assert "plan.yaml:6: aggregation.quorum: 2 is below the least" in said
+    assert "also needs aggregation.accept_two_contributors, a sentence that says why" in said
+    sentence = '  accept_two_contributors: "the hospitals already share these scans"\n'
+    assert check_aggregation(parse_plan(two.replace("quorum: 2\n", f"quorum: 2\n{sentence}"), "p")) == 2
+    assert check_aggregation(parse_plan(two.replace("quorum: 2\n", f"mode: secure\n{sentence}"), "p")) == 3
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "sites", "says"),
+    [
+        ("mode: secure", "a b", "plan.yaml:7: secure aggregation needs at least 3 sites, this study has 2"),
+        (
+            "collusion: 2",
+            "a b c",
+            "plan.yaml:6: collusion 2 is impossible with 3 sites (at least two sites must be honest: 0 to 1)",
+        ),
+        (
+            'accept_two_contributors: "the hospitals already share these scans", quorum: 2',
+            "a b c d",
+            "plan.yaml:6: two contributors can be accepted only with 3 sites and collusion 0, not with 4 and 1",
+        ),
+    ],
+)
+def test_impossible_rosters_are_refused_with_their_line(aggregation: str, sites: str, says: str) -> None:
+    lines = "\n  ".join(aggregation.split(", "))
+    roster = "".join(f"  {site}: {{}}\n" for site in sites.split())
+    assert says in quorum_refusal(changed("mode: secure", lines).replace("  a: {}\n  b: {}\n  c: {}\n", roster))
+
+
+def test_plain_mode_takes_any_quorum() -> None:
+    assert check_aggregation(parse_plan(changed("mode: secure", "mode: plain"), "p")) == 3
+    assert check_aggregation(parse_plan(changed("mode: secure", "mode: plain\n  quorum: 1"), "p")) == 1
+
+
+def manifest(**changes: object) -> Manifest:
+    return toy.manifest(toy.plan()).model_copy(update=changes)
+
+
+def test_the_plan_hash_is_that_of_canonical_json() -> None:
+    made = manifest()
+    data = made.to_json()
+    assert data == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert made.plan_hash == hashlib.sha256(data).hexdigest()
+    assert Manifest.from_json(data) == made
+
+
+def test_the_plan_hash_is_frozen() -> None:
+    """The same plan has the same hash in every version that reads it: a change here breaks running studies."""
+    assert manifest().plan_hash == "0fb35662082afcdf94fc7ba643d0efab70ca002de9a7c9978ac0e1c0f40bc131"
+
+
+@given(st.permutations(["a: {}", "b: {weight: 2}", "c: {}"]), st.booleans())
+def test_the_plan_hash_forgets_how_the_plan_was_written(sites: list[str], spelled_out: bool) -> None:
+    more = "network: {preset: base}\ntask: feta\n" if spelled_out else "# a comment\n"
+    text = f"sites: {{{', '.join(sites)}}}\n{more}name: x\nprivacy: {{mode: 'off'}}\nschedule: {{rounds: 2}}\n"
+    reference = "name: x\nprivacy: {mode: off}\nschedule:\n  rounds: 2\nsites: {a: {}, b: {weight: 2}, c: {}}\n"
+    both = [manifest(plan=parse_plan(each, "p").content).plan_hash for each in (text, reference)]
+    assert both[0] == both[1]
+
+
+@given(st.integers(0, 2**63 - 1), st.floats(1e-6, 1e3), st.text(min_size=1, max_size=100))
+def test_a_manifest_survives_its_own_json(seed: int, rate: float, name: str) -> None:
+    plan = toy.plan().content
+    training = plan.training.model_copy(update={"learning_rate": rate})
+    made = manifest(plan=plan.model_copy(update={"seed": seed, "training": training, "name": name}))
+    again = Manifest.from_json(made.to_json())
+    assert (again, again.plan_hash) == (made, made.plan_hash)
+
+
+def test_everything_in_a_manifest_moves_its_hash() -> None:
+    changes: dict[str, object] = {
+        "study": "cd" * 16,
+        "quorum": 2,
+        "noise_multiplier": 1.0,
+        "architecture": {"preset": "other"},
+        "parameters": 1,
+        "initial_model": "0" * 64,
+        "code_version": "1",
+        "plan": toy.plan(rounds=4).content,
+    }
+    assert set(changes) == set(Manifest.model_fields) - {"schema_version"}
+    hashes = {manifest(**{name: value}).plan_hash for name, value in changes.items()}
+    assert len(hashes | {manifest().plan_hash}) == len(changes) + 1
+
+
+def test_a_manifest_in_another_spelling_is_refused() -> None:
+    data = manifest().to_json()
+    spaced = json.dumps(json.loads(data), sort_keys=True).encode()
+    backwards = json.dumps(dict(reversed(json.loads(data).items())), separators=(",", ":")).encode()
+    left_out = json.loads(data)
+    del left_out["plan"]["network"]
+    shorter = json.dumps(left_out, sort_keys=True, separators=(",", ":")).encode()
+    twice = data.replace(b'"quorum":3', b'"quorum":1,"quorum":3')
+    for other in (spaced, backwards, shorter, data + b"\n", twice):
+        assert other != data
+        with pytest.raises(PlanError, match="the study's manifest is not in canonical form"):
+            Manifest.from_json(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"run": "rm -rf /"}, "run: Extra inputs are not permitted"),
+        ({"study": "x"}, "study: String should match pattern"),
+        ({"parameters": 2**40}, "parameters: Input should be less than or equal to"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier: Input should be greater than 0"),
+        ({"quorum": "3"}, "quorum: Input should be a valid integer"),
+        ({"initial_model": "AB" * 32}, "initial_model: String should match pattern"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(change: dict[str, object], says: str) -> None:
+    data = json.loads(manifest().to_json()) | change
+    with pytest.raises(PlanError, match="the study's manifest cannot be read") as caught:
+        Manifest.from_json(json.dumps(data).encode())
+    assert says in str(caught.value)
+    assert "use the coordinator's version" in str(caught.value)
+
+
+@given(st.binary(max_size=100))
+def test_no_bytes_make_it_fail_otherwise(data: bytes) -> None:
+    with pytest.raises(PlanError):
+        Manifest.from_json(data)
+
+
+def test_a_plan_is_frozen() -> None:
+    plan: StudyPlan = toy.plan().content
+    with pytest.raises(ValueError, match="frozen"):
+        plan.seed = 8
