@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Literal
 
@@ -19,6 +20,9 @@ from fedseg.document import Document, Section
 from fedseg.errors import PlanError
 
 MAX_SITES = 100
+MAX_STEPS = 200_000
+MAX_PATCH_VOXELS = 2**28
+DAY_S = 86_400.0
 DOWNSAMPLING = {"small": 8, "base": 16}
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
@@ -31,6 +35,7 @@ def _site_name(name: str) -> str:
 
 SiteName = Annotated[str, AfterValidator(_site_name)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=8, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -38,7 +43,7 @@ class Image(Section):
     """How scans are brought to the network."""
 
     spacing_mm: Annotated[float, Field(ge=0.3, le=4.0)] = 0.8
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
+    patch: tuple[Side, Side, Side] = (96, 96, 96)
 
 
 class Network(Section):
@@ -58,15 +63,15 @@ class Training(Section):
         threads: CPU threads a site may use; unset: all that it is given.
     """
 
-    steps: PositiveInt = 10
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     patches_per_subject: Annotated[int, Field(ge=2, le=64)] = 2
-    subjects_per_step: PositiveInt = 1
+    subjects_per_step: Annotated[int, Field(ge=1, le=64)] = 1
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
     augment: bool = True
 
 
@@ -87,7 +92,7 @@ class Privacy(Section):
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     max_grad_norm: PositiveFloat = 1.0
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
-    reserve_rounds: Annotated[int, Field(ge=0)] = 0
+    reserve_rounds: Annotated[int, Field(ge=0, le=1000)] = 0
 
     @model_validator(mode="after")
     def _budget(self) -> Privacy:
@@ -130,9 +135,9 @@ class Schedule(Section):
         absent_after_s: Seconds without a sign of life after which a site counts as absent.
     """
 
-    rounds: PositiveInt
-    deadline_s: Annotated[float, Field(ge=1)] = 1800.0
-    absent_after_s: Annotated[float, Field(ge=1)] = 30.0
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    deadline_s: Annotated[float, Field(ge=1, le=30 * DAY_S)] = 1800.0
+    absent_after_s: Annotated[float, Field(ge=1, le=DAY_S)] = 30.0
 
 
 class Site(Section):
@@ -169,6 +174,11 @@ class StudyPlan(Section):
                 f"image.patch: each side must be a multiple of {factor} for the {self.network.preset} network, "
                 f"not {list(self.image.patch)}"
             )
+        if self.training.steps * (self.schedule.rounds + self.privacy.reserve_rounds) > MAX_STEPS:
+            raise ValueError(f"training.steps: more than {MAX_STEPS} steps in all rounds together")
+        batch = self.training.subjects_per_step * self.training.patches_per_subject
+        if math.prod(self.image.patch) * batch > MAX_PATCH_VOXELS:
+            raise ValueError("image.patch: patches_per_subject and subjects_per_step make too large a batch of it")
         if self.private and any(site.weight != 1 for site in self.sites.values()):
             raise ValueError("sites: every weight is 1 in a private study")
         if self.aggregation.quorum is not None and self.aggregation.quorum > len(self.sites):

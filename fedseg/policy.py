@@ -26,6 +26,7 @@ class SitePolicy(Section):
         max_epsilon: The largest budget of one study; unset: no limit.
         max_delta: The largest delta.
         lifetime_epsilon: The largest epsilon of one subject over all studies; unset: no limit.
+        lifetime_delta: The delta that this epsilon is measured at, whatever delta a study has.
         require_secure_aggregation: Refuse studies in which the server sees single updates.
         allow_two_contributors: Accept a quorum of two, in which each contributor can read the other's update.
         min_sites: The fewest sites of a study.
@@ -36,6 +37,7 @@ class SitePolicy(Section):
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
     max_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-3
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = None
+    lifetime_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     require_secure_aggregation: bool = True
     allow_two_contributors: bool = False
     min_sites: Annotated[int, Field(ge=1)] = 3

@@ -132,6 +132,22 @@ def test_no_is_a_site_like_any_other() -> None:
             "training.patches_per_subject: input should be greater than or equal to 2",
         ),
         ("privacy: {mode: off}\n", "", "plan.yaml:1: privacy is missing"),
+        ("rounds: 2", "rounds: 10000000", "schedule.rounds: input should be less than or equal to 10000, not 10000000"),
+        (
+            "name:",
+            "training:\n  steps: 10000\nimage: {patch: [264, 8, 8]}\nname:",
+            "plan.yaml:3: image.patch.0: input should be less than or equal to 256, not 264",
+        ),
+        (
+            "rounds: 2",
+            "rounds: 50\ntraining:\n  steps: 10000",
+            "plan.yaml:6: training.steps: more than 200000 steps in all rounds together",
+        ),
+        (
+            "name:",
+            "training: {subjects_per_step: 64}\nimage:\n  patch: [256, 256, 256]\nname:",
+            "plan.yaml:3: image.patch: patches_per_subject and subjects_per_step make too large a batch of it",
+        ),
         ("  b: {}", "  b b: {}", "a site's name is 1 to 32 of a-z, 0-9 and '-', not 'b b'"),
     ],
 )

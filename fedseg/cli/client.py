@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,54 +55,92 @@ def join(
     """Enrol, check the data, show what will happen, train, end with the study."""
     from fedseg.cli.screen import Screen, stopping
     from fedseg.runtime.patience import patiently
+    from fedseg.runtime.preparation import bytes_needed
     from fedseg.runtime.site_folder import SiteFolder
+    from fedseg.runtime.study import require_room
+    from fedseg.store.files import exclusive
 
     folder = SiteFolder(state)
-    if invite is None:
-        folder = SiteFolder.open(state)
-        _refuse_first_time_only(policy=policy, ledger=ledger, labels=labels, data=data)
-    else:
+    first = None
+    if invite is not None:
         first = _first_time(folder, invite, data, labels, policy, ledger)
+    else:
+        folder = SiteFolder.open(state)
+        _amend(folder, data, labels, policy, ledger)
+        if folder.model.is_file():
+            _print_end(folder, "The study is complete.")
+            return
     try:
-        with stopping() as stop, Screen(folder.log) as screen:
-            if invite is not None:
+        with stopping() as stop, Screen(folder.log) as screen, exclusive(folder.root):
+            if first is not None:
                 patiently(first, FIRST_CONTACT_S, notify=screen, stop=stop)
             member = folder.membership
             manifest = patiently(lambda: _agree(folder, member), FIRST_CONTACT_S, notify=screen, stop=stop)
             dataset = _check_data(manifest, member)
+            require_room(folder.root, bytes_needed(dataset, manifest))
             if folder.manifest is None:
                 screen.pause(lambda: _consent(manifest, member, dataset, yes))
-                folder.accept(manifest)
+                _accept(folder, member, manifest)
             _take_part(folder, member, manifest, dataset, screen, stop)
     except (BelowQuorum, Interrupted) as error:
         error.hint = f"go on with: fedseg client join --state {state}"
         raise
 
 
-def _refuse_first_time_only(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"--{name} is for the first time only", hint="to go on: fedseg client join --state DIR")
+def _amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None) -> None:
+    """Change what was given at the first `join`, as long as the study has not been agreed to.
+
+    Raises:
+        UsageError: if it has been.
+    """
+    from fedseg.runtime.hospital import Hospital
+
+    given = {"data": data, "labels": labels, "policy": policy, "ledger": ledger}
+    changed = [name for name, value in given.items() if value is not None]
+    if not changed:
+        return
+    if folder.manifest is not None:
+        hint = f"go on with: fedseg client join --state {folder.root}"
+        raise UsageError(f"--{changed[0]} cannot be changed once the study is agreed to", hint=hint)
+    member = folder.membership
+    scans = Path(member.data) if data is None else data.resolve()
+    folder.remember(
+        replace(
+            member,
+            data=str(scans),
+            labels=labels or member.labels,
+            policy=member.policy if policy is None else _policy_text(policy),
+            ledger=str(Hospital(scans, Path.home()).ledger_folder(ledger)),
+        )
+    )
+
+
+def _policy_text(path: Path) -> str:
+    """A policy's text, checked."""
+    from fedseg.cli.files import load_policy, read_text
+
+    text = read_text(path, "policy")
+    load_policy(text, str(path))
+    return text
 
 
 def _first_time(
     folder: SiteFolder, text: str, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None
 ) -> Callable[[], None]:
     """Check everything that can be checked here; returns the enrolment itself, which uses the invite up."""
-    from fedseg.cli.files import load_policy, read_text, require_folder
+    from fedseg.cli.files import require_folder
     from fedseg.cli.screen import err
     from fedseg.rpc.invites import Invite
-    from fedseg.runtime.hospital import ledger_folder
+    from fedseg.runtime.hospital import Hospital
 
     if data is None:
         raise UsageError("--data is missing", hint="name this site's BIDS folder: --data BIDS_DIR")
     invite = Invite.decode(text)
     folder.refuse_other_study(invite)
     require_folder(data, "folder")
-    agreed = None if policy is None else read_text(policy, "policy")
-    load_policy(agreed, str(policy))
+    agreed = None if policy is None else _policy_text(policy)
     invite.require_unexpired(time.time())
-    place = ledger_folder(data, ledger, Path.home())
+    place = Hospital(data, Path.home()).ledger_folder(ledger)
     where = data.resolve()
 
     def enrol() -> None:
@@ -162,7 +201,7 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
         "trains on": f"{counts['train']} here; {counts['validation']} validation, {counts['test']} test stay out",
         "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps; {manifest.parameters:,} parameters",
         "privacy": privacy_line(manifest),
-        "aggregation": "secure: the server sees only sums" if secure else "PLAIN: the server sees this site's updates",
+        "aggregation": _aggregation_line(manifest),
         "leaves here": f"one {'masked ' if secure else ''}update of {sent:.1f} MB a round; no scan, label, id or count",
         "ledger": member.ledger if plan.private else "none: privacy is off",
     }.items():
@@ -184,6 +223,24 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
         )
 
 
+def _aggregation_line(manifest: Manifest) -> str:
+    plan = manifest.plan
+    if plan.aggregation.mode != "secure":
+        return "PLAIN: the server sees this site's updates"
+    weights = {name: site.weight for name, site in plan.sites.items()}
+    uneven = f"; weights {weights}" if len(set(weights.values())) > 1 else ""
+    return f"secure: the server sees only sums over at least {manifest.quorum} of {len(plan.sites)} sites{uneven}"
+
+
+def _accept(folder: SiteFolder, member: Membership, manifest: Manifest) -> None:
+    """Write down what was agreed; in a private study the ledger is there before that, and never made after it."""
+    from fedseg.runtime.hospital import Hospital
+
+    if manifest.plan.private:
+        Hospital(Path(member.data), Path.home()).first_ledger(Path(member.ledger))
+    folder.accept(manifest)
+
+
 def _take_part(
     folder: SiteFolder,
     member: Membership,
@@ -193,29 +250,26 @@ def _take_part(
     stop: threading.Event,
 ) -> None:
     from fedseg.cli.files import load_policy
-    from fedseg.cli.screen import out
     from fedseg.runtime.charging import StudyCharger
-    from fedseg.runtime.hospital import open_ledger
+    from fedseg.runtime.hospital import Hospital
     from fedseg.runtime.model_file import write_model
-    from fedseg.runtime.preparation import bytes_needed, layout_of, make_trainer, prepare_training
+    from fedseg.runtime.preparation import make_trainer, prepare_training, require_network
     from fedseg.runtime.site import SiteRunner
-    from fedseg.runtime.study import require_room
 
-    require_room(folder.root, bytes_needed(dataset, manifest))
+    layout = require_network(manifest)
     prepared = prepare_training(
         dataset, manifest.plan, folder.cache, lambda done, of: screen.bar("preparing scans", done, of)
     )
     charger = None
     if manifest.plan.private:
         charger = StudyCharger(
-            open_ledger(Path(member.data), Path(member.ledger)),
+            Hospital(Path(member.data), Path.home()).known_ledger(Path(member.ledger)),
             manifest,
             member.site,
             policy=load_policy(member.policy, "this hospital's policy").content,
             subjects=sorted(prepared),
             notify=screen,
         )
-    layout = layout_of(manifest)
     with folder.connect(manifest.parameters) as link:
         runner = SiteRunner(
             member.site,
@@ -232,8 +286,15 @@ def _take_part(
         finished = runner.run()
     if runner.weights is not None:
         write_model(folder.model, manifest, layout, runner.weights, finished.history)
-    out.print(f"The study is complete: {len(finished.history)} of {manifest.plan.schedule.rounds} rounds closed.")
+    closed, rounds = len(finished.history), manifest.plan.schedule.rounds
+    _print_end(folder, f"The study is complete: {closed} of {rounds} rounds closed.")
+
+
+def _print_end(folder: SiteFolder, what: str) -> None:
+    from fedseg.cli.screen import out
+
+    out.print(what)
     out.print(f"  model    {folder.model}", markup=False)
     out.print("Next:", markup=False)
-    out.print(f"  fedseg evaluate {folder.model} --data {member.data} --out DIR", markup=False)
+    out.print(f"  fedseg evaluate {folder.model} --data {folder.membership.data} --out DIR", markup=False)
     out.print(f"  fedseg privacy-report {folder.root}", markup=False)

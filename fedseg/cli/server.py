@@ -28,23 +28,22 @@ def start(
     from fedseg.rpc.addresses import split_address
     from fedseg.runtime.coordinator import StudyState
     from fedseg.runtime.model_file import write_model
+    from fedseg.runtime.preparation import layout_of
     from fedseg.runtime.serve import serve
     from fedseg.runtime.study import StudyFolder
+    from fedseg.store.files import exclusive
 
     study = StudyFolder.open(folder)
     manifest = study.manifest
     address = bind or f"0.0.0.0:{split_address(study.address)[1]}"
     again = f"go on with: fedseg server start {folder}"
-    with stopping() as stop, Screen(study.log) as screen:
+    with exclusive(folder), stopping() as stop, Screen(study.log) as screen:
         coordinator = serve(study, address, notify=screen, stop=stop)
     if coordinator.state is not StudyState.COMPLETE:
         if stop.is_set():
             raise Interrupted("the server was stopped; closed rounds are kept", where=str(folder), hint=again)
         raise BelowQuorum(f"the study is paused: {coordinator.reason}", where=str(folder), hint=again)
-    if not study.model.is_file():
-        from fedseg.runtime.preparation import layout_of
-
-        write_model(study.model, manifest, layout_of(manifest), coordinator.weights, coordinator.history)
+    write_model(study.model, manifest, layout_of(manifest), coordinator.weights, coordinator.history)
     rounds = len(coordinator.history)
     out.print(f"The study is complete: {rounds} of {manifest.plan.schedule.rounds} rounds closed.")
     out.print(f"  model    {study.model}", markup=False)

@@ -61,6 +61,7 @@ class Desk:
         invites: CA certificate (PEM) of every invite by its identifier.
         now: Seconds since 1970.
         vector_bytes: Size of an upload.
+        expect_upload: Raises `StaleSession` where nobody asked this site for an upload in this session.
     """
 
     link: Callable[[str], Link]
@@ -71,6 +72,7 @@ class Desk:
     invites: Callable[[], dict[str, bytes]] = field(repr=False)
     now: Callable[[], float]
     vector_bytes: int
+    expect_upload: Callable[[str, bytes], None]
 
 
 def _unary(call: Call) -> Call:
@@ -96,6 +98,9 @@ def _streaming(call: Call) -> Call:
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.RpcError):
+        # The caller has gone in mid-transfer: no failure of this server's, and nobody to tell.
+        raise error
     for kind, status in STATUS:
         if isinstance(error, kind):
             context.abort(status, error.what if error.hint is None else f"{error.what}\n{error.hint}")
@@ -109,6 +114,7 @@ class FederationService(pb_grpc.FederationServicer):
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._uploads: dict[str, grpc.ServicerContext] = {}
 
     def _peer(self, context: grpc.ServicerContext) -> InvitePeer | CertifiedPeer:
         desk = self._desk
@@ -167,6 +173,11 @@ class FederationService(pb_grpc.FederationServicer):
         header = next(request_iterator, pb.UploadPart()).header
         if header.size != self._desk.vector_bytes:
             raise ProtocolError(f"an upload has {self._desk.vector_bytes} bytes here, not {header.size}")
+        self._desk.expect_upload(site, header.session)
+        # One upload a site: a new one ends one that hangs, so that no site can hold more than a thread and a buffer.
+        earlier, self._uploads[site] = self._uploads.get(site), context
+        if earlier is not None:
+            earlier.cancel()  # type: ignore[no-untyped-call]  # grpc's stubs leave it untyped
         message = MaskedInput(site, codec.hash_bytes(header.digest, "a digest"))
         parts = (part.chunk for part in request_iterator)
         buffer = codec.collect(parts, header.size, lambda _: self._desk.alive(site))

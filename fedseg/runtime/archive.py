@@ -25,6 +25,18 @@ class Archive(Protocol):
     def save_claim(self, claim: ClaimRow) -> None:
         """Keep a site's latest ledger claim."""
 
+    def save_finished(self, site: str) -> None:
+        """Note that a site holds the final model."""
+
+    def finished(self) -> set[str]:
+        """Sites that hold the final model."""
+
+    def save_end(self, why: str) -> None:
+        """Note that the study ended before its last round."""
+
+    def ended(self) -> str | None:
+        """Why the study ended before its last round, if it did."""
+
     def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
         """Keep the model that a round made and the sum that it was made from; 0 and None for the initial model."""
 
@@ -42,6 +54,8 @@ class MemoryArchive:
         self._rounds: dict[tuple[int, int], RoundRow] = {}
         self._models: dict[int, Weights] = {}
         self._totals: dict[int, RingVector] = {}
+        self._finished: set[str] = set()
+        self._ended: str | None = None
         self.claims: dict[str, ClaimRow] = {}
 
     def rounds(self) -> list[RoundRow]:
@@ -55,6 +69,22 @@ class MemoryArchive:
     def save_claim(self, claim: ClaimRow) -> None:
         """Keep a site's latest ledger claim."""
         self.claims[claim.site] = claim
+
+    def save_finished(self, site: str) -> None:
+        """Note that a site holds the final model."""
+        self._finished.add(site)
+
+    def finished(self) -> set[str]:
+        """Sites that hold the final model."""
+        return set(self._finished)
+
+    def save_end(self, why: str) -> None:
+        """Note that the study ended before its last round."""
+        self._ended = why
+
+    def ended(self) -> str | None:
+        """Why the study ended before its last round, if it did."""
+        return self._ended
 
     def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
         """Keep the newest model and sum; older ones are dropped."""

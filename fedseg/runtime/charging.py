@@ -39,7 +39,7 @@ class StudyCharger:
         self._keys = tuple(sorted({ledger.subject_key(subject) for subject in subjects}))
         delta = manifest.plan.privacy.delta
         self._budget = (manifest.plan.privacy.epsilon or 0.0, delta)
-        self._lifetime = None if policy.lifetime_epsilon is None else (policy.lifetime_epsilon, delta)
+        self._lifetime = None if policy.lifetime_epsilon is None else (policy.lifetime_epsilon, policy.lifetime_delta)
 
     def charge(self, round_number: int, attempt: int, model: str) -> bool:
         """See `runtime.site.Charger`."""

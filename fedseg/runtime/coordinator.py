@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from fedseg.errors import BelowQuorum, ProtocolError, SiteFault, StaleSession
+from fedseg.errors import BelowQuorum, ProtocolError, SiteFault, StaleSession, StorageError
 from fedseg.federation.exchange import (
     Finished,
     Head,
@@ -38,11 +38,13 @@ from fedseg.runtime.archive import Archive
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.secagg.aggregator import PlainAggregator, SecureAggregator
 from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
-from fedseg.store.study_db import ClaimRow, RoundRow
+from fedseg.store.study_db import ClaimRow, RoundRow, RoundState
 
 POLL_HOLD_S = 5.0
 ATTEMPTS = 2
 VOID_ROUNDS = 3
+HOLDS_THE_MODEL = 2
+"""How often a site hears that the study is complete: it asks again once it holds the model."""
 
 Clock = Callable[[], float]
 
@@ -102,6 +104,11 @@ class Attempt:
         else:
             expected = tuple(sorted(self.expected))
         self.phase, self.expected, self.since, self.arrived = phase, frozenset(expected), now, set()
+
+
+def _without_sum(row: RoundRow) -> RoundState:
+    """How an attempt ends that brought no sum: once shares were asked for, its round is over for good."""
+    return "void" if row.state == "unmasking" else "abandoned"
 
 
 class Coordinator:
@@ -167,9 +174,13 @@ class Coordinator:
                 self._changed.wait(timeout_s)
             return self._state
 
+    def without_model(self) -> tuple[str, ...]:
+        """Sites that have not fetched the final model."""
+        return tuple(sorted(set(self._manifest.plan.site_names) - self._archive.finished()))
+
     def all_told(self) -> bool:
         """Whether every site that is there has heard of the end; of completion twice: then it holds the model."""
-        times = 2 if self._state is StudyState.COMPLETE else 1
+        times = HOLDS_THE_MODEL if self._state is StudyState.COMPLETE else 1
         oldest = self._clock() - self._manifest.plan.schedule.absent_after_s
         with self._changed:
             return all(self._told[site] >= times for site, seen in self._seen.items() if seen > oldest)
@@ -204,12 +215,12 @@ class Coordinator:
         """
         until = self._clock() + hold_s
         with self._changed:
+            self._forgotten(site, session)
             while True:
                 self.alive(site)
-                self._forgotten(site, session)
                 self._advance()
                 instruction = self._instruction(site)
-                self._told[site] += isinstance(instruction, Finished | Paused)
+                self._tell(site, instruction)
                 left = until - self._clock()
                 if not isinstance(instruction, Wait) or left <= 0:
                     return instruction
@@ -237,6 +248,11 @@ class Coordinator:
             attempt.aggregator.share(envelopes)
             self._arrived(attempt, site)
 
+    def expect_upload(self, site: str, session: bytes) -> None:
+        """Refuse an upload that nobody asked for, before room is made for it."""
+        with self._changed:
+            self._require(site, session, Phase.MASKED_INPUT)
+
     def upload(self, site: str, session: bytes, message: MaskedInput, vector: RingVector) -> None:
         """Step 3: added to the sum once it is whole. The same upload again is answered as before."""
         with self._changed:
@@ -262,8 +278,8 @@ class Coordinator:
             attempt = self._attempt
             if attempt is not None and attempt.session == session:
                 self._lose(attempt, site, f"withdrew ({reason})")
-                self._spent |= {site} if reason == "budget" else set()
-                if len(attempt.header.sites) - len(self._spent) < self._manifest.quorum:
+                if reason == "budget" and self._manifest.plan.private:
+                    self._spent.add(site)
                     self._end_on_budget()
                 self._advance()
 
@@ -290,17 +306,16 @@ class Coordinator:
     def _recall(self) -> None:
         rows = self._archive.rounds()
         for row in rows:
-            if row.state == "open":
-                self._archive.save_round(
-                    replace(row, state="abandoned", ended_at=self._now(), lost={"*": "server stopped"})
-                )
+            if row.state in ("open", "unmasking"):
+                ended = replace(row, state=_without_sum(row), ended_at=self._now(), lost={"*": "server stopped"})
+                self._archive.save_round(ended)
         closed = [row for row in rows if row.state == "closed"]
         self._closed = closed[-1] if closed else None
         self._weights = self._archive.load_model(self._closed.round if self._closed else 0)
         self._hash = model_hash(self._weights)
         if rows:
             self._state = StudyState.RUNNING
-        if self._is_over():
+        if self._is_over() or self._archive.ended():
             self._state = StudyState.COMPLETE
 
     def _advance(self) -> None:
@@ -387,12 +402,21 @@ class Coordinator:
         except (BelowQuorum, ProtocolError) as error:
             self._abandon(str(error))
             self._after_abandoned(gathering=False)
+        except StorageError as error:
+            # What cannot be kept must not be heard of: nothing goes on before the disk is mended.
+            self._attempt, self._state, self._reason = None, StudyState.PAUSED, str(error)
+            self._changed.notify_all()
 
     def _enter(self, attempt: Attempt, phase: Phase) -> None:
-        attempt.enter(phase, self._clock())
         if phase is Phase.CLOSED:
+            attempt.enter(phase, self._clock())
             self._close(attempt)
             return
+        attempt.enter(phase, self._clock())
+        if phase is Phase.UNMASK:
+            # From here on sites may have released their shares: no other attempt at this round, not even after a crash.
+            attempt.row = replace(attempt.row, state="unmasking")
+            self._archive.save_round(attempt.row)
         self._notify(events.PhaseStarted(attempt.row.round, phase.value, tuple(sorted(attempt.expected))))
         self._changed.notify_all()
 
@@ -418,7 +442,9 @@ class Coordinator:
         attempt = self._attempt
         if attempt is None:
             return
-        self._archive.save_round(replace(attempt.row, state="abandoned", lost=dict(attempt.left), ended_at=self._now()))
+        self._archive.save_round(
+            replace(attempt.row, state=_without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
+        )
         self._notify(events.RoundAbandoned(attempt.row.round, attempt.row.attempt, why))
         self._attempt = None
         self._changed.notify_all()
@@ -426,7 +452,7 @@ class Coordinator:
     def _after_abandoned(self, gathering: bool) -> None:
         rows = self._archive.rounds()
         void = 0
-        while void < len(rows) and rows[-1 - void].state == "abandoned":
+        while void < len(rows) and rows[-1 - void].state in ("abandoned", "void"):
             void += 1
         quorum = self._manifest.quorum
         if gathering or void >= VOID_ROUNDS * ATTEMPTS:
@@ -437,18 +463,21 @@ class Coordinator:
     def _is_over(self) -> bool:
         rows, plan = self._archive.rounds(), self._manifest.plan
         closed = sum(row.state == "closed" for row in rows)
-        ended = bool(rows) and (rows[-1].state == "closed" or rows[-1].attempt == ATTEMPTS)
+        ended = bool(rows) and (rows[-1].state in ("closed", "void") or rows[-1].attempt == ATTEMPTS)
         # The noise is calibrated to so many rounds: beyond them no site may train.
         spent = plan.private and ended and rows[-1].round >= plan.schedule.rounds + plan.privacy.reserve_rounds
         return closed >= plan.schedule.rounds or spent
 
     def _end_on_budget(self) -> None:
-        """No round can have its quorum any more: the study ends with the rounds it has, if it has any."""
+        """End with the rounds that are closed, if any, once no round can have its quorum any more."""
+        if len(self._manifest.plan.sites) - len(self._spent) >= self._manifest.quorum:
+            return
         why = f"the privacy budget is used up at {', '.join(sorted(self._spent))}"
         if self._closed is None:
             self.pause(why)
             return
         self._abandon(why)
+        self._archive.save_end(why)
         self._state = StudyState.COMPLETE
 
     def _end_if_over(self) -> None:
@@ -482,7 +511,9 @@ class Coordinator:
             return ShareKeys(attempt.session, attempt.advertisements)
         if attempt.phase is Phase.MASKED_INPUT:
             return Submit(attempt.session, tuple(sorted(attempt.expected)), aggregator.envelopes_for(site))
-        return Unmask(attempt.session, tuple(sorted(attempt.expected)))
+        if attempt.phase is Phase.UNMASK:
+            return Unmask(attempt.session, tuple(sorted(attempt.expected)))
+        return Wait("the next round")
 
     def _head(self) -> Head:
         if self._closed is None:
@@ -501,11 +532,19 @@ class Coordinator:
         self._advance()
         self._changed.notify_all()
 
+    def _tell(self, site: str, instruction: Instruction) -> None:
+        if isinstance(instruction, Finished | Paused):
+            self._told[site] += 1
+        if isinstance(instruction, Finished) and self._told[site] == HOLDS_THE_MODEL:
+            self._archive.save_finished(site)
+
     def _forgotten(self, site: str, session: bytes | None) -> None:
         attempt = self._attempt
         if attempt and site in attempt.joined and site not in attempt.left and session != attempt.session:
             self._lose(attempt, site, "restarted during the round")
 
     def _lose(self, attempt: Attempt, site: str, why: str) -> None:
+        if site in attempt.left:
+            return
         attempt.left[site] = f"{why} in {attempt.phase.value}"
         self._notify(events.SiteLost(attempt.row.round, site, attempt.left[site]))

@@ -1,66 +1,104 @@
 """Where a hospital's privacy ledger is: one for all its studies, found again by its data folder.
 
-An id file in the data folder names the ledger, so that a new state folder, or a new study, goes on with the same one.
-Where the data folder is read-only, the folder's own path leads to the ledger.
+A data folder is bound to its ledger by an id file in it, or, where it is read-only, by one in the operator's home
+folder: a new state folder, or a new study, goes on with the same ledger.
 """
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import LedgerError, StorageError
-from fedseg.store.files import write_atomic
+from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.privacy_ledger import LEDGER, HospitalLedger
 
 ID_FILE = ".fedseg-ledger"
 
 
-def ledger_folder(data: Path, asked: Path | None, home: Path) -> Path:
-    """The folder of the ledger that belongs to a data folder.
+@dataclass(frozen=True)
+class Hospital:
+    """A data folder and the home of whoever runs the client there.
 
     Args:
         data: The BIDS folder, or a CSV of pairs.
-        asked: What the operator named with --ledger, if anything.
-        home: The operator's home folder, which holds ledgers that nobody named a place for.
-
-    Raises:
-        LedgerError: if the data folder is bound to another ledger than `asked`, or its ledger is gone: fail closed.
+        home: Holds ledgers that nobody named a place for.
     """
-    base = (data.parent if data.is_file() else data).resolve()
-    bound = _bound(base)
-    if bound is None:
-        return (asked or home / ".fedseg" / "ledgers" / _name(base)).resolve()
-    if asked is not None and asked.resolve() != bound:
-        raise LedgerError(
-            f"this data folder's privacy ledger is {bound}, not {asked}",
-            where=str(base / ID_FILE),
-            hint="leave --ledger out; a ledger that moved needs its new place written in that file",
-        )
-    if not (bound / LEDGER).is_file():
-        raise LedgerError(
-            "the privacy ledger of this data folder is missing: what its subjects have spent is unknown",
-            where=str(bound),
-            hint=f"restore it from a backup, or write its new place into {base / ID_FILE}",
-        )
-    return bound
 
+    data: Path
+    home: Path
 
-def open_ledger(data: Path, folder: Path) -> HospitalLedger:
-    """Open the ledger and bind the data folder to it, where that folder can be written."""
-    ledger = HospitalLedger.open(folder)
-    base = (data.parent if data.is_file() else data).resolve()
-    if _bound(base) is None:
-        with suppress(StorageError):
-            write_atomic(base / ID_FILE, f"{folder}\n".encode())
-    return ledger
+    @property
+    def base(self) -> Path:
+        """The folder that is bound to a ledger."""
+        return (self.data.parent if self.data.is_file() else self.data).resolve()
 
+    def ledger_folder(self, asked: Path | None) -> Path:
+        """The folder of this hospital's ledger.
 
-def _bound(base: Path) -> Path | None:
-    path = base / ID_FILE
-    return Path(path.read_text().strip()) if path.is_file() else None
+        Args:
+            asked: What the operator named with --ledger, if anything.
 
+        Raises:
+            LedgerError: if the data folder is bound to another ledger than `asked`, or its ledger is gone.
+        """
+        bound = self._bound()
+        if bound is None:
+            return (asked or self.home / ".fedseg" / "ledgers" / self._name).resolve()
+        place, written = bound
+        if asked is not None and asked.resolve() != place:
+            raise LedgerError(
+                f"this data folder's privacy ledger is {place}, not {asked}",
+                where=str(written),
+                hint="leave --ledger out; a ledger that moved needs its new place written in that file",
+            )
+        if not (place / LEDGER).is_file():
+            raise LedgerError(
+                "the privacy ledger of this data folder is missing: what its subjects have spent is unknown",
+                where=str(place),
+                hint=f"restore it from a backup, or write its new place into {written}",
+            )
+        return place
 
-def _name(base: Path) -> str:
-    return hashlib.sha256(str(base).encode()).hexdigest()[:16]
+    def first_ledger(self, folder: Path) -> HospitalLedger:
+        """The ledger of a hospital that joins a study: begun where the data folder is bound to none, and bound.
+
+        Raises:
+            LedgerError: as `ledger_folder`, or if the ledger is broken.
+            StorageError: if the binding can be written nowhere.
+        """
+        self.ledger_folder(folder)
+        if self._bound() is not None:
+            return HospitalLedger.open(folder)
+        ledger = HospitalLedger.create(folder)
+        try:
+            write_atomic(self.base / ID_FILE, f"{folder}\n".encode())
+        except StorageError:
+            with storage_errors(self._elsewhere.parent):
+                self._elsewhere.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(self._elsewhere, f"{folder}\n".encode())
+        return ledger
+
+    def known_ledger(self, folder: Path) -> HospitalLedger:
+        """The ledger of a study that this hospital has joined: it must be there.
+
+        Raises:
+            LedgerError: if it is missing or broken, or not the one that the data folder is bound to.
+        """
+        return HospitalLedger.open(self.ledger_folder(folder))
+
+    @property
+    def _name(self) -> str:
+        return hashlib.sha256(str(self.base).encode()).hexdigest()[:16]
+
+    @property
+    def _elsewhere(self) -> Path:
+        return self.home / ".fedseg" / "bindings" / self._name
+
+    def _bound(self) -> tuple[Path, Path] | None:
+        """Where the ledger is, and the file that says so."""
+        for path in (self.base / ID_FILE, self._elsewhere):
+            if path.is_file():
+                return Path(path.read_text().strip()), path
+        return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedseg.errors import DataError
+from fedseg.errors import DataError, PlanError
 from fedseg.federation.vector import Layout, Weights
 from fedseg.imaging.bids import Dataset, load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
@@ -86,6 +86,21 @@ def first_weights(plan: StudyPlan) -> tuple[Weights, dict[str, Any]]:
     classes = scheme(plan.task).classes
     named = arrays(build_network(plan.network.preset, classes, plan.seed))
     return Layout.of(named).flatten(named), architecture(plan.network.preset, classes)
+
+
+def require_network(manifest: Manifest) -> Layout:
+    """The layout of a study's network, which must be the plan's and of the size that the manifest says.
+
+    Raises:
+        PlanError: if the server's manifest contradicts itself.
+    """
+    from fedseg.training.network import architecture
+
+    plan, layout = manifest.plan, layout_of(manifest)
+    expected = architecture(plan.network.preset, scheme(plan.task).classes)
+    if dict(manifest.architecture) != expected or layout.size != manifest.parameters:
+        raise PlanError("the study's network is not the one that its plan names", hint="talk to the coordinator")
+    return layout
 
 
 def layout_of(manifest: Manifest) -> Layout:

@@ -162,8 +162,6 @@ def _from_ledger(manifest: Manifest, ledger: Ledger) -> Facts:
 
 
 def _open(folder: Path) -> Ledger:
-    if not folder.is_dir():
-        raise LedgerError("the privacy ledger is missing", where=str(folder), hint="restore it from a backup")
     ledger = HospitalLedger.open(folder)
     ledger.verify()
     return ledger.ledger

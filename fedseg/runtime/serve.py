@@ -29,6 +29,7 @@ def desk_of(folder: StudyFolder, manifest: Manifest, coordinator: Coordinator) -
         invites=lambda: {row.id: row.ca_certificate for row in db.invites()},
         now=time.time,
         vector_bytes=4 * (manifest.parameters + 1),
+        expect_upload=coordinator.expect_upload,
     )
 
 
@@ -49,13 +50,16 @@ def serve(folder: StudyFolder, bind: str, *, notify: events.Notify, stop: thread
     """
     manifest = folder.manifest
     coordinator = Coordinator(manifest, DiskArchive(folder), notify=notify)
-    if coordinator.state is StudyState.COMPLETE:
+    late = coordinator.without_model()
+    if coordinator.state is StudyState.COMPLETE and not late:
         return coordinator
     server, port = start_server(
         desk_of(folder, manifest, coordinator), bind, folder.tls, sites=len(manifest.plan.sites)
     )
     notify(events.Note(f"listening on port {port}; sites reach this server at {folder.address}"))
     try:
+        if coordinator.state is StudyState.COMPLETE:
+            _hand_out(coordinator, notify, stop)
         while coordinator.wait(TICK_S) in (StudyState.GATHERING, StudyState.RUNNING):
             if stop.is_set():
                 coordinator.pause("the server was stopped")
@@ -65,8 +69,15 @@ def serve(folder: StudyFolder, bind: str, *, notify: events.Notify, stop: thread
     return coordinator
 
 
+def _hand_out(coordinator: Coordinator, notify: events.Notify, stop: threading.Event) -> None:
+    """Serve the final model of a complete study to the sites that have not fetched it, or until stopped."""
+    while (late := coordinator.without_model()) and not stop.is_set():
+        notify(events.Waiting(f"the study is complete; {', '.join(late)} to fetch the model (Ctrl-C ends)"))
+        stop.wait(TICK_S)
+
+
 def _say_goodbye(coordinator: Coordinator, stop: threading.Event) -> None:
     """Serve on until every site that is there knows how the study ended and holds the model."""
     until = time.monotonic() + (STOP_GRACE_S if stop.is_set() else GOODBYE_S)
     while time.monotonic() < until and not coordinator.all_told():
-        stop.wait(0.05)
+        time.sleep(0.05)

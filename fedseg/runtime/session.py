@@ -60,6 +60,25 @@ def check_aggregation(document: Document[StudyPlan]) -> int:
     return asked or least
 
 
+def check_weights(document: Document[StudyPlan], quorum: int) -> None:
+    """Refuse weights with which a secure sum is nearly one site's own update.
+
+    Raises:
+        PlanError: if a site weighs more than the others with which it may be alone in a round.
+    """
+    plan = document.content
+    weights = {name: site.weight for name, site in plan.sites.items()}
+    for name, weight in weights.items():
+        others = sorted(other for site, other in weights.items() if site != name)[: quorum - 1]
+        if plan.aggregation.mode == "secure" and weight > sum(others):
+            raise PlanError(
+                f"sites.{name}.weight: {weight} outweighs the other {len(others)} contributors of a smallest round "
+                f"({sum(others)} together): the sum would be nearly this site's own update",
+                where=document.where("sites", name, "weight"),
+                hint="give the sites more equal weights",
+            )
+
+
 def encoding_of(manifest: Manifest) -> Encoding:
     """The ring encoding of a study's updates.
 

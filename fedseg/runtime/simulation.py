@@ -24,7 +24,7 @@ from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator
-from fedseg.runtime.site import Charger, Entropy, SiteRunner, Trainer
+from fedseg.runtime.site import Charger, Entropy, SiteRunner, Standing, Trainer
 from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
 
 
@@ -87,6 +87,7 @@ class SiteMemory:
     def __init__(self) -> None:
         self._weights: Weights | None = None
         self._contribution: tuple[int, str, RingVector] | None = None
+        self._standing = Standing()
 
     def weights(self) -> Weights | None:
         """The newest model."""
@@ -100,6 +101,14 @@ class SiteMemory:
         """The contribution to that round and model, where it is the newest."""
         kept = self._contribution
         return kept[2] if kept is not None and kept[:2] == (round_number, model) else None
+
+    def standing(self) -> Standing:
+        """How far this site has gone."""
+        return self._standing
+
+    def save_standing(self, standing: Standing) -> None:
+        """Keep it."""
+        self._standing = standing
 
     def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
         """Keep the newest contribution."""

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -46,7 +47,7 @@ from fedseg.runtime.patience import patiently
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.secagg.aggregator import plain_input
 from fedseg.secagg.encoding import rounding_seed
-from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.messages import MaskedInput, SessionHeader
 from fedseg.secagg.site import Advertised, Masked, Shared, advertise
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ Entropy = Callable[[int], bytes]
 Arrays = Mapping[str, NDArray[np.float32]]
 
 HEARTBEAT_S = 1.0
+MOST_REFUSALS = 3
 
 
 class Trainer(Protocol):
@@ -71,6 +73,27 @@ class Trainer(Protocol):
         """Weights after minus weights before one round's steps; `Interrupted` where `should_stop` said so."""
 
 
+@dataclass(frozen=True, order=True)
+class Standing:
+    """How far a site has gone: it only ever goes forward.
+
+    Attributes:
+        round: The newest round that it joined, 0 before the first.
+        attempt: The newest attempt at it.
+        unmasked: It has released shares in that attempt, so no other attempt at the round may use the same update.
+    """
+
+    round: int = 0
+    attempt: int = 0
+    unmasked: bool = False
+
+    def allows(self, round_number: int, attempt: int) -> bool:
+        """Whether an attempt may be joined: a later round, or a later attempt at one that was never unmasked."""
+        if round_number == self.round:
+            return attempt > self.attempt and not self.unmasked
+        return round_number > self.round
+
+
 class Memory(Protocol):
     """What a site keeps on its own disk between messages."""
 
@@ -85,6 +108,12 @@ class Memory(Protocol):
 
     def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
         """Keep it, fsynced, before it is masked for the first time."""
+
+    def standing(self) -> Standing:
+        """How far this site has gone in the protocol."""
+
+    def save_standing(self, standing: Standing) -> None:
+        """Keep it, fsynced, before the message that it speaks of leaves."""
 
 
 class Charger(Protocol):
@@ -161,6 +190,9 @@ class SiteRunner:
         self._header: SessionHeader | None = None
         self._keys: Advertised | Shared | Masked | None = None
         self._work: Work | None = None
+        self._sent: tuple[MaskedInput, RingVector] | None = None
+        self._offered: bytes | None = None
+        self._refusals = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     @property
@@ -209,10 +241,26 @@ class SiteRunner:
 
     def _obey(self, instruction: Instruction) -> Finished | None:
         try:
-            return self._dispatch(instruction)
+            finished = self._dispatch(instruction)
         except StaleSession:
             # The session moved on while this site answered; the next poll says where to.
             return None
+        except ProtocolError as error:
+            self._refuse(error)
+            return None
+        self._refusals = 0 if isinstance(instruction, Unmask) else self._refusals
+        return finished
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """Leave a session in which something is wrong, releasing nothing; give up where it keeps happening."""
+        self._refusals += 1
+        session, self._header, self._keys, self._sent = self._session or self._offered, None, None, None
+        if self._refusals > MOST_REFUSALS:
+            raise error
+        self._notify(events.Note(f"this site leaves the attempt: {error}"))
+        if session is not None:
+            with suppress(ProtocolError):
+                self._patiently(lambda: self._link.withdraw(session, "refused"))
 
     def _dispatch(self, instruction: Instruction) -> Finished | None:
         match instruction:
@@ -234,15 +282,21 @@ class SiteRunner:
             case Finished():
                 self._catch_up(instruction.head)
                 self._header = None
-                self._patiently(lambda: self._link.poll(None))
+                with suppress(LinkError):
+                    # The model is here; that the server hears of it is a courtesy.
+                    self._link.poll(None)
                 return instruction
         return None
 
     def _join(self, instruction: Join) -> None:
         offered = instruction.header
+        self._offered = offered.sid0()
         self._catch_up(instruction.head)
         header_of(self._manifest, offered.round, offered.attempt, instruction.head.model_hash).check_offer(offered)
-        session, self._header = offered.sid0(), None
+        session, self._header, self._sent = offered.sid0(), None, None
+        if not self._memory.standing().allows(offered.round, offered.attempt):
+            self._patiently(lambda: self._link.withdraw(session, "refused"))
+            return
         try:
             ready = self._prepare(offered, instruction.head.model_hash)
         except BudgetError:
@@ -251,6 +305,7 @@ class SiteRunner:
         if not ready:
             self._patiently(lambda: self._link.withdraw(session, "interrupted"))
             return
+        self._memory.save_standing(Standing(offered.round, offered.attempt))
         # Keys of an earlier attempt are gone before those of this one exist.
         self._keys, message = None, None
         if offered.thresholds.secure:
@@ -267,21 +322,28 @@ class SiteRunner:
     def _submit(self, instruction: Submit) -> None:
         if self._header is None or instruction.session != self._session:
             raise ProtocolError("the server asks for the update of another session")
-        vector = self._contribution()
-        if vector is None:
-            return
-        if self._header.thresholds.secure:
-            keys = self._expect(instruction.session, Shared)
-            self._keys, message, sent = keys.mask(instruction.envelopes, instruction.sharers, vector)
-        else:
-            message, sent = plain_input(self._header, self._site, instruction.sharers, vector), vector
+        if self._sent is None:
+            vector = self._contribution()
+            if vector is None:
+                return
+            self._sent = self._masked(self._header, instruction, vector)
+        message, sent = self._sent
         progress = self._transfer("sending the update")
         self._patiently(lambda: self._link.upload(instruction.session, message, sent, progress))
+
+    def _masked(self, header: SessionHeader, instruction: Submit, vector: RingVector) -> tuple[MaskedInput, RingVector]:
+        """What is sent in this session, made once: an upload that failed is sent again with the same bytes."""
+        if not header.thresholds.secure:
+            return plain_input(header, self._site, instruction.sharers, vector), vector
+        keys = self._expect(instruction.session, Shared)
+        self._keys, message, sent = keys.mask(instruction.envelopes, instruction.sharers, vector)
+        return message, sent
 
     def _unmask(self, instruction: Unmask) -> None:
         keys = self._expect(instruction.session, Masked)
         _, shares = keys.unmask(instruction.contributors)
-        self._keys = None
+        self._memory.save_standing(replace(self._memory.standing(), unmasked=True))
+        self._keys = self._sent = None
         self._patiently(lambda: self._link.unmask(instruction.session, shares))
 
     def _expect(self, session: bytes, phase: type[T]) -> T:
@@ -297,14 +359,18 @@ class SiteRunner:
         if own is not None and head.closed_round and own == head.base_model:
             weights = self._apply(self._weights, head)
         else:
-            progress = self._transfer("fetching the model")
-            weights = self._patiently(lambda: self._link.model(head.model_hash, progress))
-            if weights.size != self._manifest.parameters or model_hash(weights) != head.model_hash:
-                raise ProtocolError("the model that the server sent is not the one it named")
+            weights = self._download(head)
         if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
             raise ProtocolError("the study's first model is not the one that the plan names")
         self._weights = weights
         self._memory.save_weights(weights)
+
+    def _download(self, head: Head) -> Weights:
+        progress = self._transfer("fetching the model")
+        weights = self._patiently(lambda: self._link.model(head.model_hash, progress))
+        if weights.size != self._manifest.parameters or model_hash(weights) != head.model_hash:
+            raise ProtocolError("the model that the server sent is not the one it named")
+        return weights
 
     def _apply(self, weights: Weights | None, head: Head) -> Weights:
         progress = self._transfer("fetching the sum")
@@ -377,9 +443,12 @@ class SiteRunner:
                 self._charger.commit(self._work.round, self._work.attempt)
             self._work = None
             return vector
-        if self._header is None:
-            return None
-        return self._memory.contribution(self._header.round, self._header.model_hash.hex())
+        kept = None
+        if self._header is not None:
+            kept = self._memory.contribution(self._header.round, self._header.model_hash.hex())
+        if kept is None:
+            raise ProtocolError("the server asks for an update that this site never computed")
+        return kept
 
     def _check_work(self) -> None:
         if self._work is not None and self._work.result.done():

@@ -22,6 +22,7 @@ from fedseg.rpc.certificates import (
 from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
+from fedseg.runtime.site import Standing
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
 
@@ -134,6 +135,10 @@ class SiteFolder:
         write_atomic(self.root / "keys" / "tls.pem", certificate, 0o644)
         write_atomic(self.root / "ca.pem", invite.ca_cert_pem, 0o644)
         member = Membership(invite.address, invite.site, str(data), labels, str(ledger), policy)
+        self.remember(member)
+
+    def remember(self, member: Membership) -> None:
+        """Write down who this site is and where its scans are."""
         write_atomic(self.root / "site.json", json.dumps(asdict(member), indent=1).encode())
 
     @property
@@ -188,6 +193,18 @@ class SiteFolder:
             if old != path:
                 old.unlink()
         save_vector(path, vector)
+
+    def standing(self) -> Standing:
+        """How far this site has gone in the protocol."""
+        path = self.root / "standing.json"
+        try:
+            return Standing(**json.loads(self._read(path.name))) if path.is_file() else Standing()
+        except (ValueError, TypeError):
+            raise StorageError("the site's standing in the protocol is damaged", where=str(path)) from None
+
+    def save_standing(self, standing: Standing) -> None:
+        """Keep it, fsynced."""
+        write_atomic(self.root / "standing.json", json.dumps(asdict(standing)).encode())
 
     def _contribution(self, round_number: int, model: str) -> Path:
         return self.root / f"contribution-{round_number:05d}-{model[:16]}.npy"

@@ -22,7 +22,7 @@ from fedseg.rpc.credentials import ServerTls
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.archive import RingVector
-from fedseg.runtime.session import at_plan_line, check_aggregation, encoding_of, thresholds_of
+from fedseg.runtime.session import at_plan_line, check_aggregation, check_weights, encoding_of, thresholds_of
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
@@ -44,6 +44,7 @@ def resolve(
     """
     plan = document.content
     quorum = check_aggregation(document)
+    check_weights(document, quorum)
     sigma = _calibrate(document) if plan.private else None
     manifest = Manifest(
         study=study,
@@ -92,6 +93,7 @@ def check_manifest(manifest: Manifest) -> None:
         raise PlanError(f"the study's quorum is {manifest.quorum}, the least that its sites allow is {least}")
     if manifest.quorum != (asked or least):
         raise PlanError(f"the study's quorum is {manifest.quorum}, its plan says {asked or least}")
+    check_weights(Document(plan, "the study's plan", {}), manifest.quorum)
     encoding_of(manifest)
     if (manifest.noise_multiplier is not None) != plan.private:
         raise PlanError("the study's noise multiplier and its privacy mode contradict each other")
@@ -278,7 +280,7 @@ class StudyFolder:
 
 
 class DiskArchive:
-    """`runtime.archive.Archive` in a study's folder: the first and the newest two models, and the newest sum."""
+    """`runtime.archive.Archive` in a study's folder: the first model, and the newest two models and sums."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self._rounds, self._db = folder.root / "rounds", folder.db
@@ -295,14 +297,30 @@ class DiskArchive:
         """Keep a site's latest ledger claim."""
         self._db.save_claim(claim)
 
+    def save_finished(self, site: str) -> None:
+        """Note that a site holds the final model."""
+        self._db.save_finished(site)
+
+    def finished(self) -> set[str]:
+        """Sites that hold the final model."""
+        return self._db.finished()
+
+    def save_end(self, why: str) -> None:
+        """Note that the study ended before its last round."""
+        self._db.save_end(why)
+
+    def ended(self) -> str | None:
+        """Why the study ended before its last round, if it did."""
+        return self._db.ended()
+
     def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
         """Keep a round's model and sum, fsynced; then drop what is older, but for the first model."""
         if total is not None:
             save_vector(self._path("sum", closed_round), total)
         save_vector(self._path("model", closed_round), weights)
         for path in self._rounds.glob("*.npy"):
-            kind, _, number = path.stem.partition("-")
-            if 0 < int(number) < closed_round - (1 if kind == "model" else 0):
+            _, _, number = path.stem.partition("-")
+            if 0 < int(number) < closed_round - 1:
                 path.unlink()
 
     def load_model(self, closed_round: int) -> Weights:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedseg.errors import StorageError
+from fedseg.errors import StorageError, UsageError
 
 _REASONS = {
     errno.ENOSPC: ("no room is left on the disk", "free some space and start again; nothing was lost"),
@@ -52,6 +53,28 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone.
+
+    Raises:
+        UsageError: Another process holds it.
+        StorageError: The folder cannot be opened.
+    """
+    with storage_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        hint = "let that one go on, or stop it first"
+        raise UsageError("another fedseg process is at work in this folder", where=str(folder), hint=hint) from None
+    try:
+        yield
     finally:
         os.close(descriptor)
 

@@ -20,10 +20,10 @@ from fedseg.errors import LedgerError
 from fedseg.privacy.accounting import site_epsilon
 from fedseg.privacy.events import RoundCharge
 from fedseg.privacy.ledger import Budget, Ledger, check_budget
-from fedseg.store.files import storage_errors, write_atomic
+from fedseg.store.files import fsync_folder, storage_errors, write_atomic
 from fedseg.store.journal import Journal, utc_now
 
-LEDGER, KEY = "ledger.jsonl", "ledger.key"
+LEDGER, KEY, UNFINISHED = "ledger.jsonl", "ledger.key", ".unfinished"
 _KEY_BYTES = 32
 _HINT = "restore both files from the same backup; training goes on only with the whole history"
 
@@ -38,24 +38,45 @@ class HospitalLedger:
 
     @classmethod
     def open(cls, folder: Path) -> HospitalLedger:
-        """Open the ledger in `folder`; on first use (neither file is there) begin one.
+        """Open the ledger in `folder`; it is never made here, so that a lost one is not taken for a first use.
 
         Raises:
-            LedgerError: One of the two files is missing, they don't belong together, or the ledger is broken.
-            StorageError: The folder cannot be made, read or written.
+            LedgerError: A file is missing, the two don't belong together, or the ledger is broken.
+            StorageError: The folder cannot be read or written.
         """
         path, key = folder / LEDGER, folder / KEY
-        with storage_errors(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _folder_lock(folder):
-            if not path.exists() and not key.exists():
-                _begin(path, key)
-            _refuse_half(path, key)
-            with storage_errors(key):
-                secret = key.read_bytes()
+        if (folder / UNFINISHED).exists():
+            raise LedgerError("the ledger was never finished", where=str(folder), hint="join again to begin it anew")
+        _refuse_half(path, key)
+        with storage_errors(key):
+            secret = key.read_bytes()
         ledger = cls(Journal.open(path), secret)
         ledger._check_key(key)
         return ledger
+
+    @classmethod
+    def create(cls, folder: Path) -> HospitalLedger:
+        """Begin a hospital's ledger, or open the one that is there.
+
+        Only for a hospital that has none. A creation that was cut off before anything could be charged begins anew.
+
+        Raises:
+            LedgerError: As `open`.
+            StorageError: The folder cannot be made or written.
+        """
+        path, key, unfinished = folder / LEDGER, folder / KEY, folder / UNFINISHED
+        with storage_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _folder_lock(folder):
+            if unfinished.exists():
+                path.unlink(missing_ok=True)
+                key.unlink(missing_ok=True)
+            if not path.exists() and not key.exists():
+                write_atomic(unfinished, b"")
+                _begin(path, key)
+                unfinished.unlink()
+                fsync_folder(folder)
+        return cls.open(folder)
 
     @property
     def folder(self) -> Path:

@@ -28,12 +28,14 @@ CREATE TABLE IF NOT EXISTS rounds (
   contributors TEXT NOT NULL, lost TEXT NOT NULL, next_model TEXT, started_at REAL NOT NULL, ended_at REAL,
   bytes_received INTEGER NOT NULL, PRIMARY KEY (round, attempt)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS finished (site TEXT PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS ended (why TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS claims (
   site TEXT PRIMARY KEY, rounds INTEGER NOT NULL, steps INTEGER NOT NULL, head TEXT NOT NULL
 ) STRICT;
 """
 
-RoundState = Literal["open", "closed", "abandoned"]
+RoundState = Literal["open", "unmasking", "closed", "abandoned", "void"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class InviteRow:
     """An invite as the server knows it: never its secret.
 
     Attributes:
-        id: Fingerprint of the invite's CA certificate.
+        id: The invite's identifier, a hash of its secret.
         site: Who may enrol with it.
         ca_certificate: PEM; what the invite's bearer proves to have.
         expires_at: Seconds since 1970.
@@ -71,7 +73,8 @@ class RoundRow:
     Attributes:
         round: Number, from 1.
         attempt: 1 or 2.
-        state: `open` while it runs.
+        state: `open` while it runs, `unmasking` once shares may have been released; `closed` with a sum, `abandoned`
+            without one, `void` without one and with no other attempt allowed.
         model_hash: The model it started from.
         contributors: Whose updates are in the sum.
         lost: Site to the phase and reason it was lost with.
@@ -199,6 +202,27 @@ class StudyDb:
             RoundRow(number, attempt, state, model, tuple(json.loads(there)), json.loads(lost), *rest)
             for number, attempt, state, model, there, lost, *rest in rows
         ]
+
+    def save_finished(self, site: str) -> None:
+        """Note that a site holds the final model."""
+        with self._connect() as db:
+            db.execute("INSERT OR REPLACE INTO finished VALUES (?)", (site,))
+
+    def finished(self) -> set[str]:
+        """Sites that hold the final model."""
+        with self._connect() as db:
+            return {row[0] for row in db.execute("SELECT site FROM finished")}
+
+    def save_end(self, why: str) -> None:
+        """Note that the study ended before its last round."""
+        with self._connect() as db:
+            db.execute("INSERT INTO ended VALUES (?)", (why,))
+
+    def ended(self) -> str | None:
+        """Why the study ended before its last round, if it did."""
+        with self._connect() as db:
+            row = db.execute("SELECT why FROM ended").fetchone()
+        return row[0] if row else None
 
     def save_claim(self, claim: ClaimRow) -> None:
         """Keep a site's latest claim."""

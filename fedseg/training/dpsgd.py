@@ -222,7 +222,7 @@ def private_steps(
         steps: T.
         entropy: `os.urandom`.
         on_step: Called after each step with the number done. It learns nothing of batch or loss.
-        should_stop: Asked before each step.
+        should_stop: Asked before each step and each subject.
 
     Raises:
         PlanError: The model or a constant does not allow it.
@@ -237,10 +237,19 @@ def private_steps(
         public_subjects=public_subjects,
         entropy=entropy,
     )
+
+    def heeding(subject: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A subject's loss, unless training is to stop: a step over many subjects takes long."""
+
+        def loss() -> Tensor:
+            _stop_if(should_stop)
+            return subject()
+
+        return loss
+
     for step in range(steps):
-        if should_stop():
-            raise Interrupted("training was stopped between two steps", hint="join again to go on")
-        _step(private, [subjects[i] for i in poisson_sample(len(subjects), sampling_rate, entropy)])
+        _stop_if(should_stop)
+        _step(private, [heeding(subjects[i]) for i in poisson_sample(len(subjects), sampling_rate, entropy)])
         on_step(step + 1)
     private.zero_grad(set_to_none=True)
 
@@ -254,6 +263,11 @@ def _step(private: SubjectOptimizer, batch: Sequence[Callable[[], Tensor]]) -> N
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         private.step_subject(last=number == len(batch))
+
+
+def _stop_if(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise Interrupted("training was stopped between two steps", hint="join again to go on")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from fedseg.errors import BudgetError
 from fedseg.federation.vector import model_hash
 from fedseg.policy import SitePolicy
 from fedseg.runtime.charging import StudyCharger
-from fedseg.runtime.hospital import open_ledger
+from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.study import DiskArchive, StudyFolder
 from fedseg.store.study_db import RoundRow
 from tests.cli.conftest import PLAN, Command
@@ -36,7 +36,7 @@ def study(fedseg: Command, tmp_path: Path) -> StudyFolder:
 def _spend_all(study: StudyFolder, data: Path, ledger: Path) -> int:
     """Charge the study's rounds until its budget is used up; how many were possible."""
     charger = StudyCharger(
-        open_ledger(data, ledger),
+        Hospital(data, data.parent).first_ledger(ledger),
         study.manifest,
         "a",
         policy=SitePolicy(),

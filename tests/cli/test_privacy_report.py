@@ -11,7 +11,7 @@ import pytest
 from fedseg.plan import parse_plan
 from fedseg.policy import SitePolicy
 from fedseg.runtime.charging import StudyCharger
-from fedseg.runtime.hospital import open_ledger
+from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.privacy_facts import TWO
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import StudyFolder
@@ -52,7 +52,7 @@ def site(private: StudyFolder, tmp_path: Path) -> SiteFolder:
     member = Membership("localhost:8443", "a", str(tmp_path / "data"), None, str(tmp_path / "ledger"), None)
     (folder.root / "site.json").write_text(json.dumps(vars(member)))
     folder.accept(private.manifest)
-    ledger = open_ledger(tmp_path / "data", tmp_path / "ledger")
+    ledger = Hospital(tmp_path / "data", tmp_path).first_ledger(tmp_path / "ledger")
     charger = StudyCharger(
         ledger, private.manifest, "a", policy=SitePolicy(), subjects=["01", "02"], notify=lambda _: None
     )

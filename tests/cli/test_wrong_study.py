@@ -164,9 +164,23 @@ def test_state_folders_are_kept_apart(
     full.says(2, "the state folder is not empty", str(tmp_path / "full"), "name a new folder")
     nothing = fedseg("client", "join", "--state", tmp_path / "none")
     nothing.says(2, "this folder holds no site's state", str(tmp_path / "none"), "fedseg client join INVITE")
+
+
+@pytest.mark.usefixtures("server", "impatient")
+def test_what_was_agreed_to_cannot_be_changed(
+    fedseg: Command, study: StudyFolder, invite: MakeInvite, data: Path, tmp_path: Path
+) -> None:
+    folder = SiteFolder(tmp_path / "state")
+    folder.enrol(
+        Invite.decode(invite("a")), data=data, labels=None, ledger=tmp_path / "ledger", policy=None, now=time.time()
+    )
+    better = fedseg("client", "join", "--state", folder.root, "--labels", "fidon")
+    better.says(2, "nobody can be asked: there is no terminal", "add --yes")
+    assert folder.membership.labels == "fidon"
+    folder.accept(study.manifest)
     for option in ("--data", "--labels", "--policy", "--ledger"):
-        again = fedseg("client", "join", "--state", tmp_path / "state", option, data)
-        again.says(2, f"{option} is for the first time only", "fedseg client join --state DIR")
+        again = fedseg("client", "join", "--state", folder.root, option, data)
+        again.says(2, f"{option} cannot be changed once the study is agreed to", f"--state {folder.root}")
 
 
 def test_joining_without_data_or_with_a_folder_that_is_not_there(

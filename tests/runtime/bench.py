@@ -98,7 +98,8 @@ class Bench:
         self.start()
 
     def start(self) -> None:
-        """Start the server, anew where it ran before."""
+        """Start the server, anew where it ran before; what it told then is forgotten."""
+        self.events.clear()
         self.coordinator = Coordinator(
             self.manifest, self.archive, notify=self.events.append, clock=self.clock, now=self.clock
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fedseg.document import Document
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest, StudyPlan, parse_plan
 from fedseg.runtime.study import resolve
+from fedseg.store.privacy_ledger import LEDGER, HospitalLedger
 from tests.runtime.toy import INITIAL
 
 PLAN = """\
@@ -34,6 +37,11 @@ def private_plan(
     for name, value in values.items():
         text = text.replace(name, str(value))
     return parse_plan(text, "private.yaml")
+
+
+def ledger_at(folder: Path) -> HospitalLedger:
+    """The ledger in a folder, begun where there is none."""
+    return HospitalLedger.open(folder) if (folder / LEDGER).is_file() else HospitalLedger.create(folder)
 
 
 def private_manifest(*, rounds: int = 2, reserve: int = 1, weights: Weights = INITIAL) -> Manifest:

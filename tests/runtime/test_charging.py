@@ -10,19 +10,23 @@ from fedseg.policy import SitePolicy
 from fedseg.privacy.accounting import epsilon
 from fedseg.runtime import events
 from fedseg.runtime.charging import StudyCharger
-from fedseg.store.privacy_ledger import HospitalLedger
 from tests.runtime import toy
-from tests.runtime.private import private_manifest
+from tests.runtime.private import ledger_at, private_manifest
 from tests.runtime.threads import run
 
 SUBJECTS = ["01", "02", "03"]
 
 
 def charger(
-    folder: Path, manifest: Manifest, site: str = "a", *, policy: SitePolicy | None = None, told: list[events.Event] | None = None
-) -> StudyCharger:  # fmt: skip
+    folder: Path,
+    manifest: Manifest,
+    site: str = "a",
+    *,
+    policy: SitePolicy | None = None,
+    told: list[events.Event] | None = None,
+) -> StudyCharger:
     notify = (lambda _: None) if told is None else told.append
-    ledger = HospitalLedger.open(folder)
+    ledger = ledger_at(folder)
     return StudyCharger(ledger, manifest, site, policy=policy or SitePolicy(), subjects=SUBJECTS, notify=notify)
 
 
@@ -30,7 +34,7 @@ def test_a_charge_is_what_the_plan_says(tmp_path: Path) -> None:
     manifest, told = private_manifest(), list[events.Event]()
     purse = charger(tmp_path, manifest, told=told)
     assert purse.charge(1, 1, "f" * 64)
-    ledger = HospitalLedger.open(tmp_path)
+    ledger = ledger_at(tmp_path)
     (charge,) = ledger.ledger.charges(manifest.study)
     plan = manifest.plan
     assert (charge.site, charge.round, charge.attempt, charge.model_hash) == ("a", 1, 1, "f" * 64)
@@ -74,7 +78,7 @@ def test_past_the_budget_nothing_is_charged(tmp_path: Path) -> None:
 
 
 def test_the_hospitals_own_limit_counts_over_all_studies(tmp_path: Path) -> None:
-    policy = SitePolicy(lifetime_epsilon=8.5)
+    policy = SitePolicy(lifetime_epsilon=7.9)
     first, second = private_manifest(rounds=1), private_manifest(rounds=1).model_copy(update={"study": "cd" * 16})
     assert charger(tmp_path, first, policy=policy).charge(1, 1, "f" * 64)
     with pytest.raises(BudgetError, match="this hospital's lifetime privacy budget does not cover round 1"):
@@ -91,20 +95,22 @@ def test_without_noise_nothing_can_be_charged(tmp_path: Path) -> None:
 
 def test_in_a_whole_study_every_charge_comes_before_its_first_gradient(tmp_path: Path) -> None:
     manifest = private_manifest(rounds=2, reserve=1)
-    ledgers = {site: HospitalLedger.open(tmp_path / site) for site in "abc"}
+    ledgers = {site: ledger_at(tmp_path / site) for site in "abc"}
     seen: list[tuple[str, int, bool]] = []
 
     def trainer(site: str) -> toy.PullTrainer:
         def look(number: int) -> None:
-            charged = HospitalLedger.open(tmp_path / site).ledger.is_charged(manifest.study, number, 1)
+            charged = ledger_at(tmp_path / site).ledger.is_charged(manifest.study, number, 1)
             seen.append((site, number, charged))
 
         return toy.PullTrainer(1.0, before=look)
 
     outcome = run(
-        manifest, {site: trainer(site) for site in "abc"}, ("c", "share", 1, 1),
+        manifest,
+        {site: trainer(site) for site in "abc"},
+        ("c", "share", 1, 1),
         charger=lambda site: charger(tmp_path / site, manifest, site),
-    )  # fmt: skip
+    )
     assert sorted(seen) == [(site, number, True) for site in "abc" for number in (1, 2)]
     # Round 1 took two attempts over one update: it is charged once.
     assert [row.attempt for row in outcome.archive.rounds()] == [1, 2, 1]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedseg.errors import ProtocolError, SiteFault, StaleSession
+from fedseg.errors import ProtocolError, SiteFault, StaleSession, StorageError
 from fedseg.federation.exchange import Finished, Join, LedgerClaim, Paused, ShareKeys, Submit, Unmask, Wait
 from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest
@@ -272,21 +272,78 @@ def test_a_paused_study_goes_on_where_it_stood() -> None:
 
 def test_a_server_that_died_in_an_attempt_never_takes_it_up_again() -> None:
     bench = three(rounds=1)
-    bench.until(UNMASK)
-    bench.start()
-    (row,) = bench.archive.rounds()
-    assert (row.state, row.lost, row.ended_at) == ("abandoned", {"*": "server stopped"}, bench.clock())
-    for player in bench.players.values():
-        instruction = player.ask()
-        assert isinstance(instruction, Join)
-        assert (instruction.header.round, instruction.header.attempt) == (1, 2)
-    bench.until(MASK)
-    bench.start()
-    instruction = bench.players["a"].ask()
-    assert isinstance(instruction, Join)
-    assert (instruction.header.round, instruction.header.attempt) == (2, 1)
+    for following in ((1, 2), (2, 1)):
+        bench.until(MASK)
+        bench.start()
+        row = bench.archive.rounds()[-1]
+        assert (row.state, row.lost, row.ended_at) == ("abandoned", {"*": "server stopped"}, bench.clock())
+        for player in bench.players.values():
+            instruction = player.ask()
+            assert isinstance(instruction, Join)
+            assert (instruction.header.round, instruction.header.attempt) == following
     bench.one_round()
     assert bench.coordinator.history == ((2, ("a", "b", "c")),)
+
+
+def test_once_shares_were_asked_for_a_round_has_no_second_attempt() -> None:
+    bench = three(rounds=1)
+    bench.until(UNMASK)
+    assert bench.archive.rounds()[-1].state == "unmasking"
+    bench.start()
+    assert bench.archive.rounds()[-1].state == "void"
+    bench.until(UNMASK)
+    for site in ("a", "b"):
+        _restarted(bench, bench.players[site])
+    assert [(row.round, row.attempt, row.state) for row in bench.archive.rounds()] == [
+        (1, 1, "void"),
+        (2, 1, "void"),
+        (3, 1, "open"),
+    ]
+    bench.one_round()
+    assert bench.coordinator.history == ((3, ("a", "b", "c")),)
+
+
+def test_a_study_that_ended_on_a_budget_has_ended_for_good() -> None:
+    bench = Bench(private(rounds=2, reserve=2))
+    bench.one_round()
+    joined = bench.players["a"].ask()
+    assert isinstance(joined, Join)
+    bench.coordinator.withdraw("a", joined.header.sid0(), "budget")
+    bench.start()
+    assert bench.stands_at(StudyState.COMPLETE)
+    assert isinstance(bench.players["b"].ask(), Finished)
+
+
+def test_a_disk_that_fails_pauses_the_study_before_any_site_hears_of_the_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = three()
+    bench.until(UNMASK)
+
+    def full(*_: object) -> None:
+        raise StorageError("no room is left on the disk", where="rounds")
+
+    monkeypatch.setattr(bench.archive, "save_model", full)
+    for site in bench.players:
+        bench.players[site].turn()
+    assert bench.stands_at(StudyState.PAUSED)
+    assert not any(row.state == "closed" for row in bench.archive.rounds())
+    np.testing.assert_array_equal(bench.coordinator.weights, toy.INITIAL)
+    assert bench.players["a"].ask() == Paused("rounds: no room is left on the disk")
+    monkeypatch.undo()
+    bench.start()
+    bench.one_round()
+    assert bench.coordinator.history == ((2, ("a", "b", "c")),)
+
+
+def test_who_holds_the_final_model_is_remembered() -> None:
+    bench = three(rounds=1)
+    bench.one_round()
+    for site in ("a", "a", "b"):
+        bench.players[site].ask()
+    assert bench.coordinator.without_model() == ("b", "c")
+    bench.start()
+    assert bench.coordinator.without_model() == ("b", "c")
 
 
 def test_a_complete_study_stays_complete() -> None:

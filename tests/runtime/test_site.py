@@ -31,7 +31,7 @@ from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.runtime.simulation import SiteMemory
-from fedseg.runtime.site import SiteRunner
+from fedseg.runtime.site import SiteRunner, Standing
 from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
 from tests.runtime import toy
 from tests.secagg.helpers import entropy
@@ -156,6 +156,15 @@ def refused(link: Script, manifest: Manifest = PLAIN, **more: Any) -> FedsegErro
     return caught.value
 
 
+def left(link: Script, manifest: Manifest = PLAIN, **more: Any) -> str:
+    """Why a site left the attempt; then the script is over."""
+    notes: list[events.Event] = []
+    assert refused(link, manifest, notify=notes.append, **more).what == "the script is over"
+    (why,) = [event.text for event in notes if isinstance(event, events.Note)]
+    assert why.startswith("this site leaves the attempt: ")
+    return why.removeprefix("this site leaves the attempt: ")
+
+
 def wait_for(holds: Callable[[], bool]) -> Instruction:
     """An instruction to wait, given once something in the background is done."""
     end = threading.Event()
@@ -241,11 +250,11 @@ def test_in_a_secure_round_the_update_leaves_masked() -> None:
 )
 def test_a_session_of_another_kind_is_refused_before_anything_is_sent(offered: SessionHeader, says: str) -> None:
     link, trainer = Script(Join(offered, START)), toy.PullTrainer(1.0)
-    error = refused(link, trainer=trainer)
-    assert isinstance(error, ProtocolError)
-    assert says in error.what
-    assert "nothing was sent" in (error.hint or "")
-    assert link.kinds() == ["model"]
+    why = left(link, trainer=trainer)
+    assert says in why
+    assert "nothing was sent" in why
+    assert link.kinds() == ["model", "withdraw"]
+    assert link.of("withdraw") == [(offered.sid0(), "refused")]
     assert trainer.trained == []
 
 
@@ -254,35 +263,29 @@ def test_a_first_model_that_the_plan_does_not_name_is_refused() -> None:
     name = model_hash(other)
     link = Script(Join(header(model=name), Head(name, 0, name)))
     link.models[name] = other
-    assert refused(link).what == "the study's first model is not the one that the plan names"
+    assert left(link) == "the study's first model is not the one that the plan names"
 
 
 @pytest.mark.parametrize("sent", [np.ones(toy.SIZE, np.float32), toy.INITIAL[:-1]])
 def test_a_model_that_is_not_the_one_named_is_refused(sent: Weights) -> None:
     link = Script(Join(header(), START))
     link.models[FIRST] = sent
-    assert refused(link).what == "the model that the server sent is not the one it named"
+    assert left(link) == "the model that the server sent is not the one it named"
 
 
-def catching_up(total: Published, named: str) -> Script:
+def catching_up(total: Published, named: str) -> tuple[Script, SiteMemory]:
+    """A site that holds the first model, told of a second that this sum should give."""
     memory = SiteMemory()
     memory.save_weights(toy.INITIAL)
-    link = Script(Finished(Head(named, 1, FIRST), ((1, total.contributors),)), Wait("told twice"))
+    link = Script(Finished(Head(named, 1, FIRST), ((1, total.contributors),)))
     link.sums[1] = total
-    return link
-
-
-def after_first(link: Script) -> tuple[SiteRunner, SiteMemory]:
-    memory = SiteMemory()
-    memory.save_weights(toy.INITIAL)
-    return runner(link, memory=memory), memory
+    return link, memory
 
 
 def test_the_next_model_is_computed_from_the_sum() -> None:
     total, following = one_round([0.5, 0.25, -0.25])
-    link = catching_up(total, model_hash(following))
-    site, memory = after_first(link)
-    assert site.run().history == ((1, ("a", "b", "c")),)
+    link, memory = catching_up(total, model_hash(following))
+    assert runner(link, memory=memory).run().history == ((1, ("a", "b", "c")),)
     kept = memory.weights()
     assert kept is not None
     np.testing.assert_array_equal(kept, following)
@@ -292,28 +295,34 @@ def test_the_next_model_is_computed_from_the_sum() -> None:
 
 def test_a_sum_that_does_not_give_the_named_model_is_refused() -> None:
     total, following = one_round([0.5, 0.25, -0.25])
-    site, memory = after_first(catching_up(total, "f" * 64))
-    with pytest.raises(ProtocolError) as caught:
-        site.run()
-    assert caught.value.what == (
-        f"the server names model {'f' * 16} where its own sum gives {model_hash(following)[:16]}"
+    link, memory = catching_up(total, "f" * 64)
+    assert left(link, memory=memory) == (
+        f"the server names model {'f' * 16} where its own sum gives {model_hash(following)[:16]} "
+        "(stop and talk to the coordinator: the server is broken, or lies)"
     )
-    assert "stop and talk to the coordinator" in (caught.value.hint or "")
     assert memory.weights() is toy.INITIAL
 
 
 def test_a_round_below_the_quorum_is_refused() -> None:
     total, following = one_round([0.5, 0.25])
-    site, _ = after_first(catching_up(total, model_hash(following)))
-    with pytest.raises(ProtocolError, match="round 1 was closed below the quorum"):
-        site.run()
+    link, memory = catching_up(total, model_hash(following))
+    assert left(link, memory=memory) == "round 1 was closed below the quorum"
 
 
 def test_a_sum_that_so_many_cannot_make_is_refused() -> None:
     total, following = one_round([0.5, 0.25, -0.25])
-    site, _ = after_first(catching_up(replace(total, contributors=("a", "b")), model_hash(following)))
-    with pytest.raises(ProtocolError, match="the total weight is not one of 2 contributors"):
-        site.run()
+    link, memory = catching_up(replace(total, contributors=("a", "b")), model_hash(following))
+    assert "the total weight is not one of 2 contributors" in left(link, memory=memory)
+
+
+def test_a_server_that_goes_on_being_wrong_is_given_up() -> None:
+    total, _ = one_round([0.5, 0.25, -0.25])
+    link, memory = catching_up(total, "f" * 64)
+    link.instructions *= 9
+    error = refused(link, memory=memory)
+    assert isinstance(error, ProtocolError)
+    assert "where its own sum gives" in error.what
+    assert len(link.of("published")) == 4
 
 
 @pytest.mark.parametrize(
@@ -326,9 +335,8 @@ def test_a_sum_that_so_many_cannot_make_is_refused() -> None:
 )
 def test_steps_before_a_session_are_refused(instruction: Instruction) -> None:
     link = Script(instruction)
-    error = refused(link, SECURE)
-    assert isinstance(error, ProtocolError)
-    assert "out of order" in error.what or "of another session" in error.what
+    why = left(link, SECURE)
+    assert "out of order" in why or "of another session" in why
     assert link.kinds() == []
 
 
@@ -337,10 +345,10 @@ def test_steps_of_another_session_are_refused(kind: type[Instruction]) -> None:
     other = header(SECURE, attempt=2).sid0()
     instruction = kind(other, ("a", "b", "c"), {}) if kind is Submit else kind(other, ())  # type: ignore[call-arg,arg-type]
     link, memory = patient(Join(header(SECURE), START), instruction)
-    error = refused(link, SECURE, memory=memory)
-    assert isinstance(error, ProtocolError)
-    assert "out of order" in error.what or "of another session" in error.what
+    why = left(link, SECURE, memory=memory)
+    assert "out of order" in why or "of another session" in why
     assert link.kinds() == ["model", "advertise", "withdraw"]
+    assert link.of("withdraw") == [(header(SECURE).sid0(), "refused")]
 
 
 @pytest.mark.parametrize("late", [Submit, Unmask])
@@ -348,9 +356,9 @@ def test_steps_out_of_order_are_refused(late: type[Instruction]) -> None:
     session = header(SECURE).sid0()
     instruction = Submit(session, ("a", "b", "c"), {}) if late is Submit else Unmask(session, ("a", "b", "c"))
     link, memory = patient(Join(header(SECURE), START), instruction)
-    error = refused(link, SECURE, memory=memory)
-    assert (error.what, error.hint) == ("the server asks for a step out of order", "this site released nothing")
+    assert left(link, SECURE, memory=memory) == ("the server asks for a step out of order (this site released nothing)")
     assert link.kinds() == ["model", "advertise", "withdraw"]
+    assert link.of("withdraw") == [(header(SECURE).sid0(), "refused")]
 
 
 def test_a_step_that_comes_too_late_is_no_error() -> None:
@@ -383,6 +391,31 @@ def test_a_restarted_site_sends_what_it_stored() -> None:
     refused(again, memory=memory, trainer=trainer)
     assert trainer.trained == []
     np.testing.assert_array_equal(again.of("upload")[0], link.of("upload")[0])
+
+
+@pytest.mark.parametrize(
+    ("standing", "joins"),
+    [
+        (Standing(), True),
+        (Standing(1, 1), True),
+        (Standing(1, 2), False),
+        (Standing(1, 1, unmasked=True), False),
+        (Standing(2, 1), False),
+    ],
+)
+def test_a_site_only_goes_forward(standing: Standing, joins: bool) -> None:
+    offered = header(SECURE, attempt=2)
+    link, memory = patient(Join(offered, START))
+    memory.save_standing(standing)
+    trainer = toy.PullTrainer(1.0)
+    refused(link, SECURE, memory=memory, trainer=trainer)
+    assert ("advertise" in link.kinds()) is joins
+    if joins:
+        assert memory.standing() == Standing(1, 2)
+    else:
+        assert link.of("withdraw") == [(offered.sid0(), "refused")]
+        assert trainer.trained == []
+        assert memory.standing() == standing
 
 
 def test_another_model_is_trained_anew() -> None:

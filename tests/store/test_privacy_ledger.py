@@ -23,7 +23,7 @@ def charge_round(book: HospitalLedger, number: int, **changes: object) -> RoundC
 
 @pytest.fixture
 def book(tmp_path: Path) -> HospitalLedger:
-    return HospitalLedger.open(tmp_path / "privacy")
+    return HospitalLedger.create(tmp_path / "privacy")
 
 
 def test_first_use_begins_a_ledger_that_only_its_owner_reads(book: HospitalLedger) -> None:
@@ -58,7 +58,7 @@ def test_a_refused_round_is_not_written(book: HospitalLedger) -> None:
 def test_subject_keys_are_pseudonyms_of_one_hospital(book: HospitalLedger, tmp_path: Path) -> None:
     mine = book.subject_key("01")
     assert mine == HospitalLedger.open(book.folder).subject_key("01") != book.subject_key("02")
-    assert mine != HospitalLedger.open(tmp_path / "elsewhere").subject_key("01")
+    assert mine != HospitalLedger.create(tmp_path / "elsewhere").subject_key("01")
     charge_round(book, 1, subjects=(book.subject_key("Very Particular Name"),))
     assert b"Particular" not in (book.folder / "ledger.jsonl").read_bytes()
     assert (book.folder / "ledger.key").read_bytes().hex() not in repr(vars(book)["_journal"]) + repr(book)

@@ -43,6 +43,15 @@ def test_everything_is_there_after_a_restart(db: StudyDb, tmp_path: Path) -> Non
     assert again.claims() == {"leuven": ClaimRow("leuven", 2, 20, "h" * 64)}
 
 
+def test_how_a_study_ended_is_there_after_a_restart(db: StudyDb, tmp_path: Path) -> None:
+    assert (db.finished(), db.ended()) == (set(), None)
+    for site in ("a", "b", "a"):
+        db.save_finished(site)
+    db.save_end("the privacy budget is used up at a")
+    again = StudyDb(tmp_path / "study.sqlite")
+    assert (again.finished(), again.ended()) == ({"a", "b"}, "the privacy budget is used up at a")
+
+
 def test_rounds_come_in_order_and_are_rewritten(db: StudyDb) -> None:
     rows = [replace(ROUND, round=number, attempt=attempt) for number in (10, 2, 1) for attempt in (2, 1)]
     for row in rows:

@@ -31,7 +31,7 @@ from fedseg.policy import SitePolicy
 from fedseg.rpc.invites import Invite
 from fedseg.runtime import events
 from fedseg.runtime.charging import StudyCharger
-from fedseg.runtime.hospital import open_ledger
+from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.patience import patiently
 from fedseg.runtime.serve import serve
 from fedseg.runtime.site import SiteRunner
@@ -131,7 +131,12 @@ def _charger(manifest: Manifest, site: str, data: Path, ledger: Path, mortal: in
     if not manifest.plan.private:
         return None
     charger = MortalCharger(
-        open_ledger(data, ledger), manifest, site, policy=SitePolicy(), subjects=SUBJECTS, notify=notify
+        Hospital(data, data.parent).first_ledger(ledger),
+        manifest,
+        site,
+        policy=SitePolicy(),
+        subjects=SUBJECTS,
+        notify=notify,
     )
     charger.last_round = mortal
     return charger
