@@ -26,6 +26,7 @@ from typing import Any
 from fedseg.store.study_db import StudyDb
 
 SITES = ("site-crl", "site-wu", "site-sba")
+MARKER = ".fedseg-benchmark"
 KEPT_BACK_WEEKS = {24.0, 28.0, 33.0, 37.0}
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +34,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def fedseg(*words: object) -> list[str]:
     """A command line."""
     return [sys.executable, "-m", "fedseg", *map(str, words)]
+
+
+def clear(out: Path) -> None:
+    """An empty folder for the results; only what an earlier run of this script made is removed."""
+    if out.exists():
+        if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()):
+            sys.exit(f"{out} holds something else than an earlier run: name another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
 
 
 def link_site(source: Path, target: Path) -> None:
@@ -119,8 +130,10 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=ROOT / "sample_configs" / "atlas.yaml")
     asked = parser.parse_args()
     began = time.monotonic()
-    if asked.out.exists():
-        shutil.rmtree(asked.out)
+    missing = [site for site in SITES if not (asked.data / site / "participants.tsv").is_file()]
+    if missing:
+        sys.exit(f"{asked.data} lacks the sites {', '.join(missing)}")
+    clear(asked.out)
     for site in SITES:
         link_site(asked.data / site, asked.out / site / "data")
     minutes = run_study(asked.out, asked.plan)

@@ -71,6 +71,9 @@ def parse(text: str, model: type[Model], *, name: str, error: type[FedsegError])
     try:
         lines = dict(_lines(tree, ()))
         plain = json.dumps(tree, default=str)
+    except _TagError as tagged:
+        key = ".".join(str(part) for part in tagged.args[0])
+        raise error(f"{key}: tags (!...) are not allowed", where=name, hint="write the plain value") from None
     except RecursionError:
         raise error("nested too deeply", where=name, hint="is this the right file?") from None
     except TypeError:
@@ -82,6 +85,10 @@ def parse(text: str, model: type[Model], *, name: str, error: type[FedsegError])
         problems = sorted(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise _explain(problems[0], model, Document(cast(Model, None), name, lines), error) from None
     return Document(content, name, lines)
+
+
+class _TagError(Exception):
+    """A value with a YAML tag, at a key path."""
 
 
 def _load(text: str, name: str, error: type[FedsegError]) -> CommentedMap:
@@ -107,6 +114,8 @@ def _load(text: str, name: str, error: type[FedsegError]) -> CommentedMap:
 
 def _lines(node: object, path: Path) -> list[tuple[Path, int]]:
     found: list[tuple[Path, int]] = []
+    if getattr(getattr(node, "tag", None), "value", None) is not None:
+        raise _TagError(path)
     if isinstance(node, CommentedMap):
         for key, value in node.items():
             # A key that was merged in (<<) has no place of its own: it stands where its mapping does.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,7 +84,7 @@ def join(
                 _accept(folder, member, manifest)
             _take_part(folder, member, manifest, dataset, screen, stop)
     except (BelowQuorum, Interrupted) as error:
-        error.hint = f"go on with: fedseg client join --state {state}"
+        error.hint = f"go on with: fedseg client join --state {quote(str(state))}"
         raise
 
 
@@ -108,11 +109,19 @@ def _amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Pa
         replace(
             member,
             data=str(scans),
-            labels=labels or member.labels,
+            labels=_labels(labels) or member.labels,
             policy=member.policy if policy is None else _policy_text(policy),
             ledger=str(Hospital(scans, Path.home()).ledger_folder(ledger)),
         )
     )
+
+
+def _labels(given: str | None) -> str | None:
+    """What was given with --labels, checked; a file by its full path."""
+    from fedseg.imaging.bids import given_table
+
+    given_table(given)
+    return str(Path(given).resolve()) if given is not None and Path(given).is_file() else given
 
 
 def _policy_text(path: Path) -> str:
@@ -141,10 +150,10 @@ def _first_time(
     agreed = None if policy is None else _policy_text(policy)
     invite.require_unexpired(time.time())
     place = Hospital(data, Path.home()).ledger_folder(ledger)
-    where = data.resolve()
+    where, table = data.resolve(), _labels(labels)
 
     def enrol() -> None:
-        folder.enrol(invite, data=where, labels=labels, ledger=place, policy=agreed, now=time.time())
+        folder.enrol(invite, data=where, labels=table, ledger=place, policy=agreed, now=time.time())
         err.print(f"Enrolled as {invite.site}; this site's keys are in {folder.root / 'keys'}", markup=False)
 
     return enrol
@@ -187,11 +196,12 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
 
     from fedseg.cli.screen import err
     from fedseg.cli.study import privacy_line
+    from fedseg.imaging.bids import SPLITS
 
     plan = manifest.plan
     table = Table(show_header=False, box=None, title=f"Study: {plan.name}", title_justify="left")
     secure = plan.aggregation.mode == "secure"
-    counts = {split: len(dataset.subjects(split)) for split in ("train", "validation", "test")}
+    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
     sent = 4 * (manifest.parameters + 1) / 1e6
     for what, value in {
         "plan hash": manifest.plan_hash,
@@ -296,5 +306,7 @@ def _print_end(folder: SiteFolder, what: str) -> None:
     out.print(what)
     out.print(f"  model    {folder.model}", markup=False)
     out.print("Next:", markup=False)
-    out.print(f"  fedseg evaluate {folder.model} --data {folder.membership.data} --out DIR", markup=False)
-    out.print(f"  fedseg privacy-report {folder.root}", markup=False)
+    out.print(
+        f"  fedseg evaluate {quote(str(folder.model))} --data {quote(folder.membership.data)} --out DIR", markup=False
+    )
+    out.print(f"  fedseg privacy-report {quote(str(folder.root))}", markup=False)

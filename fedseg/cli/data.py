@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +41,7 @@ def synthesize(
             on_subject=lambda done: screen.bar("making subjects up", done, subjects),
         )
     out.print(f"{subjects} made-up subjects are in {folder}", markup=False)
-    out.print(f"Next: fedseg data check {folder} --plan PLAN", markup=False)
+    out.print(f"Next: fedseg data check {quote(str(folder))} --plan PLAN", markup=False)
 
 
 @app.command(epilog="Example: fedseg data check /data/fetal --plan sample_configs/atlas.yaml")
@@ -58,20 +59,20 @@ def check(
 
     from fedseg.cli.files import load_plan
     from fedseg.cli.screen import out
-    from fedseg.imaging.bids import load_dataset
+    from fedseg.imaging.bids import SPLITS, load_dataset
     from fedseg.labels import scheme
 
     content = load_plan(plan).content
     dataset = load_dataset(data, labels=labels, scheme=scheme(content.task), strict=False)
     findings = _findings(dataset, content)
     errors = [finding for finding in findings if finding.severity == "error"]
-    counts = {split: len(dataset.subjects(split)) for split in ("train", "validation", "test")}
+    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
     if as_json:
         typer.echo(
             json.dumps({"usable": not errors, "subjects": counts, "findings": [asdict(each) for each in findings]})
         )
     else:
-        _print(findings)
+        _print(findings, dataset.root)
         numbers = ", ".join(f"{count} {split}" for split, count in counts.items())
         verdict = "These scans would do" if not errors else f"{len(errors)} errors: these scans would be refused"
         out.print(f"{verdict} ({numbers} subjects, {len(findings) - len(errors)} warnings).")
@@ -86,21 +87,21 @@ def _findings(dataset: Dataset, plan: StudyPlan) -> list[Any]:
     return check_dataset(dataset, scheme=scheme(plan.task), spacing_mm=plan.image.spacing_mm)
 
 
-def _print(findings: list[Any]) -> None:
+def _print(findings: list[Any], root: Path) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedseg.cli.screen import out
 
     if not findings:
         return
-    table = Table("subject", "severity", "what", "hint")
+    table = Table("subject", "severity", Column("what", overflow="fold"), Column("hint", overflow="fold"))
     for finding in findings:
         colour = "red" if finding.severity == "error" else "yellow"
         parts = (
             finding.subject,
             f"[{colour}]{finding.severity}[/]",
-            f"{escape(finding.what)}\n[dim]{escape(finding.file)}[/]",
+            f"{escape(finding.what)}\n[dim]{escape(finding.file.removeprefix(f'{root}/'))}[/]",
         )
         table.add_row(*parts, escape(finding.hint))
     out.print(table)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -33,15 +34,15 @@ name: first model, from made-up brains
 seed: 1
 image: {spacing_mm: 2.4, patch: [32, 40, 32]}
 network: {preset: small}
-training: {steps: 25, subjects_per_step: 2, learning_rate: 5e-3}
+training: {steps: 20, subjects_per_step: 2, learning_rate: 5e-3}
 privacy: {mode: off}
 aggregation: {mode: plain}
 schedule: {rounds: 4}
 sites: {coordinator: {}}
 """
 HONEST = (
-    "With eight subjects a site, epsilon 8 leaves little to learn from them: what you see is nearly all the first "
-    "model's. More subjects, or a larger budget that patients agree to, is what lets a private model learn."
+    "Eight subjects a site are few: under epsilon 8, noise drowns most of what they could teach. More subjects, "
+    "or a larger budget that patients agree to, is what lets a private model learn."
 )
 
 
@@ -61,10 +62,13 @@ def demo(
     began = time.monotonic()
     _clear(out)
     run, study = Runner(out), out / "study"
-    screen.print("1. Three made-up hospitals: other contrast, axes and label numbers at each")
-    run.together([_synthesize(out / site / "data", style) for style, site in enumerate(SITES)])
+    screen.print("1. Three made-up hospitals, other contrast, axes and label numbers at each; some public brains")
+    public = [out / "coordinator" / f"style-{style}" for style in PUBLIC_STYLES]
+    commands = [_synthesize(out / site / "data", style) for style, site in enumerate(SITES)]
+    commands += [_synthesize(folder, style, subjects=5) for style, folder in zip(PUBLIC_STYLES, public, strict=True)]
+    run.together(commands)
     screen.print("2. A first model, from made-up brains that are nobody's")
-    first = _first_model(run, out)
+    first = _first_model(public, out / "coordinator")
     screen.print("3. The coordinator makes a study and an invite for each hospital")
     (out / "plan.yaml").write_text(files("fedseg.cli").joinpath("demo.yaml").read_text())
     address = f"localhost:{_free_port()}"
@@ -77,6 +81,11 @@ def demo(
     _print_scores(_scores(out, first))
     screen.print("6. What was promised to patients, and was it kept?")
     run.together([["privacy-report", str(study), "--html", str(out / "privacy.html")]], show=True)
+    reports = run.together([["privacy-report", str(out / site / "state"), "--json"] for site in SITES])
+    for site, report in zip(SITES, reports, strict=True):
+        row = json.loads(report)["sites"][0]
+        kept = "intact" if row["ledger_intact"] else "BROKEN"
+        screen.print(f"   {site}: ledger {kept}, epsilon {row['epsilon']:.3f} of {row['budget_epsilon']:g}")
     screen.print(f"Done in {time.monotonic() - began:.0f} s. Look at:")
     for path in (study / "model.safetensors", *(_page(out, site) for site in SITES), out / "privacy.html"):
         screen.print(f"  {path}", markup=False)
@@ -108,7 +117,7 @@ class Runner:
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen[str]:
         """Start a command."""
-        shown = " ".join(part if len(part) < 80 else f"{part[:16]}..." for part in command)
+        shown = " ".join(quote(part) if len(part) < 80 else f"{part[:16]}..." for part in command)
         typer.echo(f"   $ fedseg {shown}")
         with log.open("a") as file:
             file.write(f"$ fedseg {shown}\n")
@@ -118,12 +127,15 @@ class Runner:
 
 
 def _clear(out: Path) -> None:
+    from fedseg.store.files import storage_errors
+
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
         raise UsageError("this folder holds something else than a demo", where=str(out), hint="name another with --out")
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / MARKER).touch()
+    with storage_errors(out):
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        (out / MARKER).touch()
 
 
 def _synthesize(data: Path, style: int, subjects: int = SUBJECTS) -> list[str]:
@@ -131,20 +143,14 @@ def _synthesize(data: Path, style: int, subjects: int = SUBJECTS) -> list[str]:
     return ["data", "synthesize", str(data), *(str(word) for pair in options.items() for word in pair)]
 
 
-def _first_model(run: Runner, out: Path) -> Path:
+def _first_model(public: list[Path], out: Path) -> Path:
     from fedseg.cli.screen import Screen
     from fedseg.plan import parse_plan
     from fedseg.runtime.alone import write_first_model
 
-    public = {style: out / "coordinator" / f"style-{style}" for style in PUBLIC_STYLES}
-    run.together([_synthesize(folder, style, subjects=5) for style, folder in public.items()])
+    plan = parse_plan(FIRST_PLAN, "first model")
     with Screen(None) as screen:
-        return write_first_model(
-            parse_plan(FIRST_PLAN, "first model"),
-            list(public.values()),
-            out / "coordinator",
-            lambda done, of: screen.bar("   training the first model", done, of),
-        )
+        return write_first_model(plan, public, out, lambda done, of: screen.bar("   training it", done, of))
 
 
 def _free_port() -> int:
@@ -203,9 +209,14 @@ def _scores(out: Path, first: Path) -> dict[str, dict[str, float]]:
         own = dict(zip(SITES, pool.map(alone, SITES), strict=True))
     models = {"first model": first, "trained together": study.model}
     models |= {f"{site} alone": model for site, model in own.items()}
-    scores = {name: {site: _dice(model, out / site / "data", site) for site in SITES} for name, model in models.items()}
-    for site in SITES:
-        _write_page(study.model, out / site / "data", _page(out, site).parent, site)
+    scores = {
+        name: {site: _dice(model, out / site / "data", site) for site in SITES}
+        for name, model in models.items()
+        if model != study.model
+    }
+    scores["trained together"] = {
+        site: _write_page(study.model, out / site / "data", _page(out, site).parent, site) for site in SITES
+    }
     (out / "scores.json").write_text(json.dumps(scores, indent=1))
     return scores
 
@@ -220,10 +231,12 @@ def _dice(model: Path, data: Path, site: str) -> float:
     return float(summarise(scored)["dice"]["mean"])
 
 
-def _write_page(model: Path, data: Path, out: Path, site: str) -> None:
+def _write_page(model: Path, data: Path, out: Path, site: str) -> float:
+    """The evaluation that `fedseg evaluate` writes; its mean Dice."""
     from fedseg.runtime.reporting import write_evaluation
 
-    write_evaluation(model, data, out, labels=None, split="test", site=site, on_case=lambda _done, _of: None)
+    document = write_evaluation(model, data, out, labels=None, split="test", site=site, on_case=lambda _done, _of: None)
+    return float(document["summary"]["dice"]["mean"])
 
 
 def _print_scores(scores: dict[str, dict[str, float]]) -> None:
@@ -232,8 +245,9 @@ def _print_scores(scores: dict[str, dict[str, float]]) -> None:
     from fedseg.cli.screen import out
 
     table = Table("model", *(f"Dice at {site}" for site in SITES), "mean")
+    means = {name: sum(row.values()) / len(row) for name, row in scores.items()}
     for name, row in scores.items():
-        mean = sum(row.values()) / len(row)
-        table.add_row(name, *(f"{row[site]:.3f}" for site in SITES), f"{mean:.3f}")
+        table.add_row(name, *(f"{row[site]:.3f}" for site in SITES), f"{means[name]:.3f}")
     out.print(table)
-    out.print(HONEST)
+    gain = means["trained together"] - means["first model"]
+    out.print(f"Training together moved the first model's mean Dice by {gain:+.3f}. {HONEST}")

@@ -22,7 +22,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"there is no such {what}", where=str(path)) from None
+        raise UsageError(f"there is no such {what}", where=str(path), hint="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"this {what} cannot be read: {error}", where=str(path)) from None
 

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from fedseg import __version__
 from fedseg.cli import client, data, demo, model, privacy, server, study
-from fedseg.errors import EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, UsageError
+from fedseg.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, Interrupted, UsageError
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong use, 3 paused below quorum, 130 interrupted. "
@@ -79,6 +79,13 @@ def run() -> None:
     except FedsegError as error:
         show(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        show(FedsegError(error.strerror or str(error), where=error.filename and str(error.filename)))
+        sys.exit(EXIT_FAILED)
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:
+            show(Interrupted("interrupted; nothing is left half-written", hint="run the same command again"))
+        raise
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped.")
+        show(Interrupted("interrupted at once", hint="run the same command again"))
         sys.exit(EXIT_INTERRUPTED)

@@ -50,9 +50,9 @@ def predict(
         failed = segment_all(segmenter, scans, out, lambda done, of: screen.bar("segmenting", done, of))
     for _, error in failed:
         show(error)
-    typer.echo(
-        f"{len(scans) - len(failed)} of {len(scans)} scans are segmented in {out}; dseg.tsv there names the labels"
-    )
+    done = len(scans) - len(failed)
+    names = "; dseg.tsv there names the labels" if done else ""
+    typer.echo(f"{done} of {len(scans)} scans are segmented in {out}{names}")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 

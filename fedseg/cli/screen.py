@@ -35,12 +35,12 @@ out, err = _console(stderr=False), _console(stderr=True)
 def _closed(event: events.RoundClosed) -> str:
     lost = "".join(f"; without {site}: {why}" for site, why in event.lost.items())
     names = ", ".join(event.contributors)
-    return f"round {event.round} of {event.rounds} closed after {event.seconds:.0f} s with {names}{lost}"
+    return f"round {event.round} closed after {event.seconds:.0f} s with {names}{lost}"
 
 
 def _started(event: events.RoundStarted) -> str:
     again = f", attempt {event.attempt}" if event.attempt > 1 else ""
-    return f"round {event.round} of {event.rounds}{again} begins"
+    return f"round {event.round}{again} begins; {event.rounds} are to be closed in all"
 
 
 LINES: dict[type, Callable[[Any], str]] = {
@@ -131,9 +131,9 @@ class Screen:
             case events.Transfer():
                 self.bar(f"{event.what} (kB)", event.done // 1000, event.size // 1000)
             case events.RoundStarted():
-                self.bar("rounds", event.round - 1, event.rounds)
+                self.bar("rounds", min(event.round, event.rounds) - 1, event.rounds)
             case events.RoundClosed():
-                self.bar("rounds", event.round, event.rounds)
+                self.bar("rounds", min(event.round, event.rounds), event.rounds)
             case _:
                 pass
 
@@ -147,7 +147,8 @@ def _file_log(path: Path) -> logging.Logger:
         path.touch(mode=0o600)
         handler = logging.FileHandler(path)
     except OSError as error:
-        raise StorageError(f"the log cannot be written: {error.strerror}", where=str(path)) from None
+        hint = "name a folder that belongs to you"
+        raise StorageError(f"the log cannot be written: {error.strerror}", where=str(path), hint=hint) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for target in (logger, logging.getLogger("fedseg")):
         target.handlers = [handler]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -36,7 +37,9 @@ def start(
     study = StudyFolder.open(folder)
     manifest = study.manifest
     address = bind or f"0.0.0.0:{split_address(study.address)[1]}"
-    again = f"go on with: fedseg server start {folder}"
+    if not address.endswith(":0"):
+        split_address(address)
+    again = f"go on with: fedseg server start {quote(str(folder))}"
     with exclusive(folder), stopping() as stop, Screen(study.log) as screen:
         coordinator = serve(study, address, notify=screen, stop=stop)
     if coordinator.state is not StudyState.COMPLETE:
@@ -49,5 +52,5 @@ def start(
     out.print(f"  model    {study.model}", markup=False)
     out.print(f"  log      {study.log}", markup=False)
     out.print("Next:", markup=False)
-    out.print(f"  fedseg evaluate {study.model} --data BIDS_DIR --out DIR", markup=False)
-    out.print(f"  fedseg privacy-report {folder}", markup=False)
+    out.print(f"  fedseg evaluate {quote(str(study.model))} --data BIDS_DIR --out DIR", markup=False)
+    out.print(f"  fedseg privacy-report {quote(str(folder))}", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,8 +47,8 @@ def create(
         out.print("  AGGREGATION IS PLAIN: the server will see every site's own update.")
     out.print("Next, for each site, send it the line that this prints:")
     for site in manifest.plan.site_names:
-        out.print(f"  fedseg study invite {folder} {site}", markup=False)
-    out.print(f"and start the server:\n  fedseg server start {folder}", markup=False)
+        out.print(f"  fedseg study invite {quote(str(folder))} {site}", markup=False)
+    out.print(f"and start the server:\n  fedseg server start {quote(str(folder))}", markup=False)
 
 
 def _initial(plan: StudyPlan, init: Path | None) -> tuple[Weights, dict[str, Any]]:

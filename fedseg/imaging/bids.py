@@ -152,8 +152,8 @@ def load_dataset(
             slices for a tissue task; tables that can't be read; a split that isn't one.
     """
     if not root.exists():
-        raise DataError("there is no such folder", where=str(root), hint="check the path given to --data")
-    override = _given_table(labels)
+        raise DataError("there is no such folder", where=str(root), hint="check the path")
+    override = given_table(labels)
     is_csv = root.is_file() and root.suffix.lower() == ".csv"
     if root.is_file() and not is_csv:
         raise DataError("this is a file, not a folder or a .csv of pairs", where=str(root))
@@ -354,7 +354,7 @@ def _is_truth(path: Path, suffix: str) -> bool:
     return bool(parts & _MASKS) if suffix == "mask" else ("seg", _OWN_RESULTS) not in parts
 
 
-def _given_table(labels: str | None) -> LabelTable | None:
+def given_table(labels: str | None) -> LabelTable | None:
     """The table of `--labels`: a known name, or a file."""
     if labels is None:
         return None

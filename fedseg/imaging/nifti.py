@@ -30,6 +30,7 @@ _GEOMETRY_FIELDS = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 _DAMAGED = (EOFError, OSError, zlib.error, ValueError, HeaderDataError, ImageFileError)
+_RIGHTS = "ask its owner for the right to read it"
 _TO_COPY_AGAIN = "the file is cut short or damaged: copy or export it again"
 
 
@@ -188,6 +189,8 @@ def _open(path: Path) -> Any:
         raise DataError("there is no such file", where=str(path), hint=link)
     try:
         image = nib.load(path)
+    except PermissionError as error:
+        raise DataError("this file may not be read by you", where=str(path), hint=_RIGHTS) from error
     except _DAMAGED as error:
         raise DataError("this is not a readable NIfTI file", where=str(path), hint=_TO_COPY_AGAIN) from error
     if not isinstance(image, Nifti1Pair):

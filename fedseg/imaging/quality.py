@@ -87,7 +87,12 @@ def _check_dataset(dataset: Dataset) -> Iterator[Finding]:
     for case in dataset.cases:
         if not case.image.is_file():
             continue
-        twin = first.setdefault(hashlib.sha256(case.image.read_bytes()).digest(), case)
+        try:
+            content = hashlib.sha256(case.image.read_bytes()).digest()
+        except OSError:
+            # What cannot be read is reported where the case itself is opened.
+            continue
+        twin = first.setdefault(content, case)
         if twin.subject != case.subject:
             what = f"the same scan as subject '{twin.subject}', byte for byte"
             yield _warning(case.subject, str(case.image), what, "one patient under two ids counts twice in privacy")

@@ -21,8 +21,9 @@ Event = tuple[float, float, int]
 History = tuple[Event, ...]
 """Merged and sorted: at most one event for each (noise multiplier, sampling rate)."""
 
-ADJACENCY = "add or remove one subject"
-ACCOUNTANT = "dp_accounting PLD, Poisson-subsampled Gaussian, cross-checked by RDP"
+ADJACENCY = "add or remove one subject with all its scans, sessions and patches"
+ACCOUNTANT = "PLD"
+"""dp_accounting's privacy loss distributions, cross-checked by its Renyi accountant."""
 
 # Whole orders only: dp_accounting's series for fractional orders does not always converge.
 _ORDERS = (*range(2, 65), *range(72, 257, 8), *range(320, 1025, 64))

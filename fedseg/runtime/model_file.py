@@ -41,7 +41,7 @@ def write_model(path: Path, manifest: Manifest, layout: Layout, weights: Weights
         study=plan.name,
         plan_hash=manifest.plan_hash,
         rounds=len(history),
-        contributors=tuple(sites for _, sites in history),
+        contributors=history,
         privacy=privacy_claim(manifest),
         code_version=manifest.code_version,
     )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from fedseg.errors import Unreachable
+from fedseg.errors import Interrupted, Unreachable
 from fedseg.runtime import events
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 15.0
@@ -22,13 +22,19 @@ def patiently(call: Callable[[], T], limit_s: float, *, notify: events.Notify, s
         limit_s: Seconds of pauses after which `Unreachable` passes too.
         notify: Told of each failure.
         stop: Ends the patience when set.
+
+    Raises:
+        Unreachable: The server still cannot be reached.
+        Interrupted: `stop` was set meanwhile.
     """
     waited, pause = 0.0, FIRST_PAUSE_S
     while True:
         try:
             return call()
         except Unreachable as error:
-            if waited >= limit_s or stop.is_set():
+            if stop.is_set():
+                raise Interrupted("interrupted while the server could not be reached") from error
+            if waited >= limit_s:
                 raise
             notify(events.Waiting(f"{error.what}; trying again"))
             stop.wait(pause)

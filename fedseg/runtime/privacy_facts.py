@@ -13,7 +13,7 @@ from typing import Any
 
 from fedseg.errors import LedgerError
 from fedseg.plan import Manifest
-from fedseg.privacy.accounting import epsilon, site_epsilon
+from fedseg.privacy.accounting import ACCOUNTANT, ADJACENCY, epsilon, site_epsilon
 from fedseg.privacy.ledger import Ledger
 from fedseg.runtime.session import thresholds_of
 from fedseg.runtime.site_folder import SiteFolder
@@ -23,8 +23,6 @@ from fedseg.store.privacy_ledger import HospitalLedger
 from fedseg.store.study_db import RoundRow
 
 Facts = dict[str, Any]
-
-ACCOUNTANT = "PLD"
 
 NOT_COVERED = (
     "that a site takes part, when it answers, and how long it takes",
@@ -59,7 +57,15 @@ def site_facts(folder: SiteFolder) -> Facts:
         except LedgerError as error:
             broken = str(error)
             row |= {"epsilon": None, "ledger_intact": False}
-    rounds = [{"round": number, "contributors": list(sites), "lost": {}} for number, sites in _history(folder)]
+    rounds = [
+        {
+            "round": number,
+            "state": "closed",
+            "contributors": list(sites),
+            "lost": {name: "its update is not in the sum" for name in manifest.plan.site_names if name not in sites},
+        }
+        for number, sites in _history(folder)
+    ]
     return _facts(manifest, [row], rounds) | {"perspective": "site", "ledger_error": broken}
 
 
@@ -94,7 +100,7 @@ def _facts(manifest: Manifest, rows: list[Facts], rounds: Sequence[Facts]) -> Fa
         "rounds": list(rounds),
         "aggregation": _aggregation(manifest),
         "not_covered": list(NOT_COVERED),
-        "adjacency": "add or remove one subject with all its scans, sessions and patches",
+        "adjacency": ADJACENCY,
         "code_version": manifest.code_version,
     }
 
@@ -111,7 +117,8 @@ def _statement(manifest: Manifest, largest: float | None) -> str:
     return (
         "Whoever sees what the sites sent, the models included, can tell whether any one subject took part at most as "
         f"well as epsilon {printed(largest)} at delta {plan.privacy.delta:g} allows; the plan's budget is epsilon "
-        f"{plan.privacy.epsilon:g}. A subject treated at two sites adds up both."
+        f"{plan.privacy.epsilon:g}. A subject treated at two sites adds up both. Figures in a study's report are what "
+        "its sites have told; only a site can check its own ledger."
     )
 
 
@@ -171,7 +178,7 @@ def _history(folder: SiteFolder) -> list[tuple[int, tuple[str, ...]]]:
     """The closed rounds, as the model file at this site has them."""
     if not folder.model.is_file():
         return []
-    return list(enumerate(load_model(folder.model)[1].contributors, 1))
+    return list(load_model(folder.model)[1].contributors)
 
 
 def _round(row: RoundRow) -> Facts:
@@ -188,9 +195,10 @@ def _aggregation(manifest: Manifest) -> Facts:
     plan = manifest.plan
     limits = thresholds_of(plan, manifest.quorum)
     secure = plan.aggregation.mode == "secure"
+    helpers = f"at most {limits.c} sites help it" if limits.c else "no site helps it"
     words = (
         f"Secure aggregation: the server sees sums over at least {manifest.quorum} of {len(plan.sites)} sites, "
-        f"while it follows the protocol and at most {limits.c} sites collude with it."
+        f"while it follows the protocol and {helpers}."
         if secure
         else "Plain aggregation: the server sees every site's own update."
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedseg import __version__
 from fedseg.errors import DataError, FedsegError
-from fedseg.imaging.bids import Case, Dataset, load_dataset
+from fedseg.imaging.bids import Case, Dataset, entities, load_dataset
 from fedseg.imaging.nifti import Volume, read_image, read_labels, write_labels_like
 from fedseg.imaging.transforms import map_labels, prepare, refuse_other_grid, restore
 from fedseg.labels import LabelScheme, dseg_tsv
@@ -84,7 +84,7 @@ def _scans_of(path: Path) -> Iterator[Scan]:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise DataError("this is no NIfTI file", where=str(path), hint="give .nii or .nii.gz files, or a folder")
-        yield Scan(path, Path(f"{_stem(path)}_{SEGMENTATION}"))
+        yield Scan(path, _target(path, Path()))
         return
     if not path.is_dir():
         raise DataError("there is no such file or folder", where=str(path), hint="check the path")
@@ -98,7 +98,16 @@ def _scans_of(path: Path) -> Iterator[Scan]:
             hint="looked for *_T2w.nii[.gz] in it and below, and for *.nii[.gz] in it",
         )
     for scan in found:
-        yield Scan(scan, scan.relative_to(path).parent / f"{_stem(scan)}_{SEGMENTATION}")
+        yield Scan(scan, _target(scan, scan.relative_to(path).parent))
+
+
+def _target(scan: Path, below: Path) -> Path:
+    """Where a segmentation goes: by its BIDS name where the scan has one, else where it lay below the input."""
+    named = entities(scan)
+    if "sub" in named:
+        session = (f"ses-{named['ses']}",) if "ses" in named else ()
+        below = Path(f"sub-{named['sub']}", *session, "anat")
+    return below / f"{_stem(scan)}_{SEGMENTATION}"
 
 
 def _stem(path: Path) -> str:
@@ -113,8 +122,6 @@ def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, on_case: OnC
     """
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "dataset_description.json", _description(segmenter.card), 0o644)
-    write_atomic(out / "dseg.tsv", dseg_tsv(segmenter.scheme).encode(), 0o644)
     failed: list[tuple[Scan, FedsegError]] = []
     for done, scan in enumerate(scans, 1):
         try:
@@ -126,6 +133,9 @@ def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, on_case: OnC
         except DataError as error:
             failed.append((scan, error))
         on_case(done, len(scans))
+    if len(failed) < len(scans):
+        write_atomic(out / "dataset_description.json", _description(segmenter.card), 0o644)
+        write_atomic(out / "dseg.tsv", dseg_tsv(segmenter.scheme).encode(), 0o644)
     return failed
 
 

@@ -212,7 +212,7 @@ class SiteRunner:
         try:
             while True:
                 if self._stop.is_set():
-                    raise Interrupted("stopped", hint="to go on: fedseg client join --state DIR")
+                    raise Interrupted("this site has left the study for now; nothing is lost")
                 finished = self._obey(self._patiently(lambda: self._link.poll(self._session)))
                 if finished is not None:
                     return finished

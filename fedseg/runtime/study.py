@@ -77,7 +77,11 @@ def _calibrate(document: Document[StudyPlan]) -> float:
     steps = plan.training.steps * (plan.schedule.rounds + privacy.reserve_rounds)
     if privacy.epsilon is None:
         raise PlanError("privacy.epsilon is missing", where=document.where("privacy"))
-    return noise_multiplier(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    try:
+        return noise_multiplier(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    except PlanError as error:
+        hint = error.hint or "a larger epsilon, fewer rounds or steps, or a smaller sampling_rate"
+        raise PlanError(error.what, where=document.where("privacy", "epsilon"), hint=hint) from None
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -50,7 +50,7 @@ class ModelCard:
         study: The study's name.
         plan_hash: SHA-256 of the canonical plan.
         rounds: Rounds that went into it.
-        contributors: Names of the sites of each round.
+        contributors: Number and sites of each closed round.
         privacy: What is claimed, as in the privacy report.
         code_version: Version of fedseg that wrote it.
         model_hash: `federation.vector.model_hash` of its weights; filled in by `save_model` where empty.
@@ -67,7 +67,7 @@ class ModelCard:
     study: str
     plan_hash: str
     rounds: Annotated[int, Field(ge=0)]
-    contributors: tuple[tuple[_Text, ...], ...]
+    contributors: tuple[tuple[_Positive, tuple[_Text, ...]], ...]
     privacy: dict[str, JsonValue]
     code_version: str
     model_hash: str = ""

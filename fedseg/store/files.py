@@ -16,6 +16,9 @@ _REASONS = {
     errno.ENOSPC: ("no room is left on the disk", "free some space and start again; nothing was lost"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and start again; nothing was lost"),
     errno.EROFS: ("the disk is read-only", "use a folder on a disk that can be written to"),
+    errno.ENOENT: ("there is no such file or folder", "check the path"),
+    errno.EEXIST: ("something else is in the way", "name another folder"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
     errno.EACCES: ("permission denied", "use a folder that belongs to you"),
 }
 

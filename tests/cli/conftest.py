@@ -124,12 +124,13 @@ def invite(study: StudyFolder) -> Callable[..., str]:
 @pytest.fixture
 def server(study: StudyFolder) -> Iterator[None]:
     """The study's server, in a thread."""
-    stop = threading.Event()
+    stop, up = threading.Event(), threading.Event()
     port = study.address.rpartition(":")[2]
     thread = threading.Thread(
-        target=lambda: serve(study, f"127.0.0.1:{port}", notify=lambda _: None, stop=stop), name="server"
+        target=lambda: serve(study, f"127.0.0.1:{port}", notify=lambda _: up.set(), stop=stop), name="server"
     )
     thread.start()
+    assert up.wait(timeout=20)
     yield
     stop.set()
     thread.join(timeout=20)

@@ -119,10 +119,7 @@ def test_unknown_name_in_dseg_tsv_names_the_file(make_bids: Make) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    assert (
-        _refused(tmp_path / "nothing")
-        == f"{tmp_path}/nothing: there is no such folder (check the path given to --data)"
-    )
+    assert _refused(tmp_path / "nothing") == f"{tmp_path}/nothing: there is no such folder (check the path)"
 
 
 def test_folder_without_scan(tmp_path: Path) -> None:

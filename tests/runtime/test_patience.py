@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fedseg.errors import LinkError, Unreachable
+from fedseg.errors import Interrupted, LinkError, Unreachable
 from fedseg.runtime import events
 from fedseg.runtime.patience import patiently
 
@@ -50,7 +50,7 @@ def test_patience_ends() -> None:
 def test_a_stop_ends_it_at_once() -> None:
     stop = Still()
     stop.set()
-    with pytest.raises(Unreachable):
+    with pytest.raises(Interrupted, match="while the server could not be reached"):
         failing(1, stop)
     assert stop.pauses == []
 

@@ -40,7 +40,7 @@ CARD = ModelCard(
     study="atlas",
     plan_hash="0" * 64,
     rounds=2,
-    contributors=(("crl", "wu"), ("crl", "wu", "sba")),
+    contributors=((1, ("crl", "wu")), (3, ("crl", "wu", "sba"))),
     privacy={"mode": "off", "epsilon": None},
     code_version="0.1.0",
 )
@@ -70,7 +70,7 @@ def test_round_trip(model: Path) -> None:
         assert values.flags.writeable
         assert values.shape == ARRAYS[name].shape
         np.testing.assert_array_equal(values, ARRAYS[name])
-    assert json.loads(json.dumps(describe(card)))["contributors"] == [["crl", "wu"], ["crl", "wu", "sba"]]
+    assert json.loads(json.dumps(describe(card)))["contributors"] == [[1, ["crl", "wu"]], [3, ["crl", "wu", "sba"]]]
 
 
 def test_the_same_model_is_the_same_file(model: Path, tmp_path: Path) -> None:

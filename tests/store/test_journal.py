@@ -151,5 +151,5 @@ def test_write_atomic_replaces_whole_and_leaves_nothing_behind(tmp_path: Path, m
 
 
 def test_write_atomic_names_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"none/f: No such file or directory"):
+    with pytest.raises(StorageError, match=r"none/f: there is no such file or folder"):
         write_atomic(tmp_path / "none" / "f", b"")

@@ -104,7 +104,7 @@ def test_a_huge_claim_allocates_nothing(path: Path) -> None:
 
 
 def test_disk_errors_name_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match=r"model-00001.npy: No such file"):
+    with pytest.raises(StorageError, match=r"model-00001.npy: there is no such file"):
         load_model_vector(path)
     with pytest.raises(StorageError):
         save_vector(path.parent / "none" / "v.npy", np.zeros(1, np.float32))

@@ -120,7 +120,7 @@ def test_a_whole_private_study(shell: Shell, tmp_path: Path) -> None:
     model = study / "model.safetensors"
     assert {(tmp_path / site / "state" / "model.safetensors").read_bytes() for site in SITES} == {model.read_bytes()}
     _, card = load_model(model)
-    assert (card.rounds, card.contributors) == (2, (SITES, SITES))
+    assert (card.rounds, card.contributors) == (2, ((1, SITES), (2, SITES)))
     assert card.privacy["epsilon"] == 8
 
     _check_evaluation(shell, model, tmp_path)
