@@ -37,6 +37,7 @@ def predict(
     model: Model,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, folders of scans, or BIDS trees.")],
     out: Annotated[Path, typer.Option(help="Where the segmentations go, as a BIDS derivative.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Segment new scans, each on its own grid. For research use only."""
     from fedseg.cli.main import show
@@ -50,9 +51,17 @@ def predict(
         failed = segment_all(segmenter, scans, out, lambda done, of: screen.bar("segmenting", done, of))
     for _, error in failed:
         show(error)
-    done = len(scans) - len(failed)
-    names = "; dseg.tsv there names the labels" if done else ""
-    typer.echo(f"{done} of {len(scans)} scans are segmented in {out}{names}")
+    if as_json:
+        wrong = {scan: error.what for scan, error in failed}
+        done = [
+            {"scan": str(scan.image), "segmentation": str(out / scan.target)} for scan in scans if scan not in wrong
+        ]
+        undone = [{"scan": str(scan.image), "error": what} for scan, what in wrong.items()]
+        typer.echo(json.dumps({"segmented": done, "failed": undone}))
+    else:
+        done_count = len(scans) - len(failed)
+        names = "; dseg.tsv there names the labels" if done_count else ""
+        typer.echo(f"{done_count} of {len(scans)} scans are segmented in {out}{names}")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from shlex import quote
@@ -28,16 +29,25 @@ def create(
     init: Annotated[
         Path | None, typer.Option(help="Start from the weights of this model file instead of from the plan's seed.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Make a study: resolve its plan, make its keys and certificates."""
     from fedseg.cli.files import load_plan
-    from fedseg.cli.screen import out
     from fedseg.runtime.study import StudyFolder
 
     document = load_plan(plan)
     weights, architecture = _initial(document.content, init)
     study = StudyFolder.create(folder, document, weights, architecture, address=address, now=time.time())
-    manifest = study.manifest
+    if as_json:
+        facts = {"folder": str(folder), "plan_hash": study.manifest.plan_hash}
+        typer.echo(json.dumps(facts | study.manifest.model_dump(mode="json")))
+    else:
+        _show(folder, study.manifest)
+
+
+def _show(folder: Path, manifest: Manifest) -> None:
+    from fedseg.cli.screen import out
+
     out.print(f"Study {manifest.plan.name!r} is in {folder}", markup=False)
     out.print(f"  plan hash      {manifest.plan_hash}")
     out.print(f"  parameters     {manifest.parameters:,}")

@@ -17,7 +17,8 @@ from fedseg.cli.main import app
 from fedseg.plan import parse_plan
 from fedseg.policy import parse_policy
 from fedseg.runtime.session import check_aggregation
-from tests.cli.conftest import Command
+from fedseg.runtime.study import StudyFolder
+from tests.cli.conftest import PLAN, Command
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "sample_configs").glob("*.yaml"))
@@ -141,3 +142,13 @@ def test_the_check_of_the_readme_sees_what_is_wrong() -> None:
     assert _refuse("fedseg client join X --data D --state S  # at the hospital") is None
     assert _refuse("fedseg study make D") == "fedseg study has no command make"
     assert _refuse("fedseg evaluate M --dta D") == "fedseg evaluate has no option --dta"
+
+
+def test_a_study_created_for_a_machine(fedseg: Command, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    words = ("--plan", tmp_path / "plan.yaml", "--address", "localhost:8443", "--json")
+    answer = fedseg("study", "create", tmp_path / "study", *words)
+    made = json.loads(answer.out)
+    manifest = StudyFolder.open(tmp_path / "study").manifest
+    assert made["plan_hash"] == manifest.plan_hash
+    assert (made["quorum"], made["parameters"], made["noise_multiplier"]) == (3, 302_525, manifest.noise_multiplier)

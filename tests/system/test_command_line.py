@@ -130,12 +130,13 @@ def test_a_whole_private_study(shell: Shell, tmp_path: Path) -> None:
 def _check_evaluation(shell: Shell, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "a" / "data"
     evaluate = ("evaluate", model, "--data", data, "--out", tmp_path / "out", "--split", "all", "--json")
-    scores, said = shell.together(evaluate, ("predict", model, data, "--out", tmp_path / "predicted"))
+    scores, said = shell.together(evaluate, ("predict", model, data, "--out", tmp_path / "predicted", "--json"))
     document = json.loads(scores)
     assert len(document["subjects"]) == 4
     assert set(document["summary"]["dice"]) == {"mean", *scheme("feta").tissues}
     assert 0 <= document["summary"]["dice"]["mean"] <= 1
-    assert "4 of 4 scans are segmented" in said
+    told = json.loads(said)
+    assert (len(told["segmented"]), told["failed"]) == (4, [])
     for scan in data.glob("sub-*/anat/*_T2w.nii.gz"):
         made = tmp_path / "predicted" / scan.relative_to(data).parent / scan.name.replace("_T2w", "_seg-fedseg_dseg")
         image, labels = nib.load(scan), nib.load(made)
