@@ -14,7 +14,7 @@ from fedseg.store.privacy_ledger import HospitalLedger
 
 
 class StudyCharger:
-    """Charges a study's rounds; a `runtime.site.Charger`.
+    """Charges a study's rounds; a `runtime.ports.Charger`.
 
     Args:
         ledger: The hospital's ledger.
@@ -42,7 +42,7 @@ class StudyCharger:
         self._lifetime = None if policy.lifetime_epsilon is None else (policy.lifetime_epsilon, policy.lifetime_delta)
 
     def charge(self, round_number: int, attempt: int, model: str) -> bool:
-        """See `runtime.site.Charger`."""
+        """See `runtime.ports.Charger`."""
         plan, sigma = self._manifest.plan, self._manifest.noise_multiplier
         if sigma is None:
             raise LedgerError("a private study without a noise multiplier cannot be charged")
@@ -68,11 +68,11 @@ class StudyCharger:
         return True
 
     def commit(self, round_number: int, attempt: int) -> None:
-        """See `runtime.site.Charger`."""
+        """See `runtime.ports.Charger`."""
         self._ledger.commit(self._manifest.study, round_number, attempt)
 
     def claim(self) -> LedgerClaim:
-        """See `runtime.site.Charger`."""
+        """See `runtime.ports.Charger`."""
         ledger = self._ledger.ledger
         charges = ledger.charges(self._manifest.study)
         return LedgerClaim(len(charges), sum(charge.steps for charge in charges), ledger.head)

@@ -29,16 +29,17 @@ from fedseg.federation.exchange import (
     Wait,
     WithdrawReason,
 )
-from fedseg.federation.round import TABLES, Attendance, Event, Phase, Table, decide
+from fedseg.federation.round import Attendance, Event, Phase, decide
 from fedseg.federation.strategy import fed_avg
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import Archive
+from fedseg.runtime.attempt import Attempt, without_sum
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.secagg.aggregator import PlainAggregator, SecureAggregator
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
-from fedseg.store.study_db import ClaimRow, RoundRow, RoundState
+from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
+from fedseg.store.study_db import ClaimRow, RoundRow
 
 POLL_HOLD_S = 5.0
 ATTEMPTS = 2
@@ -56,59 +57,6 @@ class StudyState(Enum):
     RUNNING = "running"
     COMPLETE = "complete"
     PAUSED = "paused"
-
-
-class Attempt:
-    """One attempt at a round: its session, its phase, and who has answered."""
-
-    def __init__(self, header: SessionHeader, row: RoundRow, now: float) -> None:
-        self.header = header
-        self.row = row
-        self.session = header.sid0()
-        self.aggregator = SecureAggregator(header) if header.thresholds.secure else PlainAggregator(header)
-        self.phase = Phase.ADVERTISE_KEYS
-        self.since = now
-        self.expected: frozenset[str] = frozenset(header.sites)
-        self.arrived: set[str] = set()
-        self.joined: set[str] = set()
-        self.left: dict[str, str] = {}
-        self.advertisements: tuple[Advertisement, ...] = ()
-        self.named_absent: tuple[str, ...] = ()
-
-    @property
-    def table(self) -> Table:
-        """The round's table of states."""
-        return TABLES["secure" if self.header.thresholds.secure else "plain"]
-
-    @property
-    def need(self) -> int:
-        """The fewest answers with which secure aggregation lets the phase end."""
-        return self.header.t if self.phase is Phase.UNMASK else self.header.thresholds.quorum
-
-    def enter(self, phase: Phase, now: float) -> None:
-        """Close this phase and go on to the next, in which those who answered are asked.
-
-        Raises:
-            BelowQuorum: too few answered.
-        """
-        aggregator = self.aggregator
-        if isinstance(aggregator, PlainAggregator):
-            expected = aggregator.close_join() if phase is Phase.MASKED_INPUT else aggregator.close_mask()
-        elif phase is Phase.SHARE_KEYS:
-            self.advertisements = aggregator.close_advertise()
-            expected = tuple(each.site for each in self.advertisements)
-        elif phase is Phase.MASKED_INPUT:
-            expected = aggregator.close_share()
-        elif phase is Phase.UNMASK:
-            expected = aggregator.close_mask()
-        else:
-            expected = tuple(sorted(self.expected))
-        self.phase, self.expected, self.since, self.arrived = phase, frozenset(expected), now, set()
-
-
-def _without_sum(row: RoundRow) -> RoundState:
-    """How an attempt ends that brought no sum: once shares were asked for, its round is over for good."""
-    return "void" if row.state == "unmasking" else "abandoned"
 
 
 class Coordinator:
@@ -307,7 +255,7 @@ class Coordinator:
         rows = self._archive.rounds()
         for row in rows:
             if row.state in ("open", "unmasking"):
-                ended = replace(row, state=_without_sum(row), ended_at=self._now(), lost={"*": "server stopped"})
+                ended = replace(row, state=without_sum(row), ended_at=self._now(), lost={"*": "server stopped"})
                 self._archive.save_round(ended)
         closed = [row for row in rows if row.state == "closed"]
         self._closed = closed[-1] if closed else None
@@ -443,7 +391,7 @@ class Coordinator:
         if attempt is None:
             return
         self._archive.save_round(
-            replace(attempt.row, state=_without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
+            replace(attempt.row, state=without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
         )
         self._notify(events.RoundAbandoned(attempt.row.round, attempt.row.attempt, why))
         self._attempt = None

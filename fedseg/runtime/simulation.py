@@ -24,7 +24,8 @@ from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator
-from fedseg.runtime.site import Charger, Entropy, SiteRunner, Standing, Trainer
+from fedseg.runtime.ports import Charger, Entropy, Standing, Trainer
+from fedseg.runtime.site import SiteRunner
 from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
 
 

@@ -6,15 +6,12 @@ It runs the same over gRPC and in one process; its trainer, its link, its memory
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from fedseg.errors import (
     BelowQuorum,
@@ -29,7 +26,6 @@ from fedseg.federation.exchange import (
     Head,
     Instruction,
     Join,
-    LedgerClaim,
     Link,
     Paused,
     RingVector,
@@ -44,6 +40,7 @@ from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.patience import patiently
+from fedseg.runtime.ports import Charger, Entropy, Memory, Standing, Trainer
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.secagg.aggregator import plain_input
 from fedseg.secagg.encoding import rounding_seed
@@ -51,90 +48,9 @@ from fedseg.secagg.messages import MaskedInput, SessionHeader
 from fedseg.secagg.site import Advertised, Masked, Shared, advertise
 
 T = TypeVar("T")
-Entropy = Callable[[int], bytes]
-Arrays = Mapping[str, NDArray[np.float32]]
 
 HEARTBEAT_S = 1.0
 MOST_REFUSALS = 3
-
-
-class Trainer(Protocol):
-    """Local training: weights in, update out."""
-
-    def update(
-        self,
-        weights: Arrays,
-        round_number: int,
-        *,
-        entropy: Entropy,
-        on_step: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-    ) -> Arrays:
-        """Weights after minus weights before one round's steps; `Interrupted` where `should_stop` said so."""
-
-
-@dataclass(frozen=True, order=True)
-class Standing:
-    """How far a site has gone: it only ever goes forward.
-
-    Attributes:
-        round: The newest round that it joined, 0 before the first.
-        attempt: The newest attempt at it.
-        unmasked: It has released shares in that attempt, so no other attempt at the round may use the same update.
-    """
-
-    round: int = 0
-    attempt: int = 0
-    unmasked: bool = False
-
-    def allows(self, round_number: int, attempt: int) -> bool:
-        """Whether an attempt may be joined: a later round, or a later attempt at one that was never unmasked."""
-        if round_number == self.round:
-            return attempt > self.attempt and not self.unmasked
-        return round_number > self.round
-
-
-class Memory(Protocol):
-    """What a site keeps on its own disk between messages."""
-
-    def weights(self) -> Weights | None:
-        """The newest model it holds."""
-
-    def save_weights(self, weights: Weights) -> None:
-        """Keep the newest model."""
-
-    def contribution(self, round_number: int, model: str) -> RingVector | None:
-        """The encoded update of that round and model, where it was computed."""
-
-    def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
-        """Keep it, fsynced, before it is masked for the first time."""
-
-    def standing(self) -> Standing:
-        """How far this site has gone in the protocol."""
-
-    def save_standing(self, standing: Standing) -> None:
-        """Keep it, fsynced, before the message that it speaks of leaves."""
-
-
-class Charger(Protocol):
-    """The site's privacy ledger, as one study uses it."""
-
-    def charge(self, round_number: int, attempt: int, model: str) -> bool:
-        """Charge a whole round before its first gradient.
-
-        Returns:
-            False where this attempt was charged before: its gradients may have been computed, so never again.
-
-        Raises:
-            BudgetError: if a budget would be exceeded.
-            LedgerError: if the ledger cannot be trusted.
-        """
-
-    def commit(self, round_number: int, attempt: int) -> None:
-        """Note that the round was trained to its end."""
-
-    def claim(self) -> LedgerClaim:
-        """What the study is told."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from fedseg.rpc.certificates import (
 from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
-from fedseg.runtime.site import Standing
+from fedseg.runtime.ports import Standing
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
 
@@ -56,7 +56,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """Paths of a site's files below one folder, and what is done with them; a `runtime.site.Memory`."""
+    """Paths of a site's files below one folder, and what is done with them; a `runtime.ports.Memory`."""
 
     root: Path
 
@@ -170,7 +170,7 @@ class SiteFolder:
         """Write down the study that the operator accepted: from here on no other plan is."""
         write_atomic(self.root / "manifest.json", manifest.to_json())
 
-    # runtime.site.Memory
+    # runtime.ports.Memory
 
     def weights(self) -> Weights | None:
         """The newest model that this site holds."""

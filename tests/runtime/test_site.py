@@ -29,9 +29,10 @@ from fedseg.federation.strategy import fed_avg
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
+from fedseg.runtime.ports import Standing
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.runtime.simulation import SiteMemory
-from fedseg.runtime.site import SiteRunner, Standing
+from fedseg.runtime.site import SiteRunner
 from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
 from tests.runtime import toy
 from tests.secagg.helpers import entropy

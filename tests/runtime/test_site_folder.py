@@ -13,8 +13,8 @@ from fedseg.errors import InviteError, StorageError, UsageError
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.service import start_server
 from fedseg.runtime.coordinator import Coordinator
+from fedseg.runtime.ports import Standing
 from fedseg.runtime.serve import desk_of
-from fedseg.runtime.site import Standing
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import DiskArchive, StudyFolder
 from tests.runtime import toy

@@ -14,8 +14,9 @@ from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator
+from fedseg.runtime.ports import Charger
 from fedseg.runtime.simulation import LocalLink, SiteMemory
-from fedseg.runtime.site import Charger, SiteRunner
+from fedseg.runtime.site import SiteRunner
 from fedseg.secagg.messages import Envelopes, MaskedInput, SessionHeader, Shares
 from tests.runtime.toy import INITIAL, LAYOUT, PullTrainer
 from tests.secagg.helpers import entropy
