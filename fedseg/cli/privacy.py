@@ -80,11 +80,10 @@ def show(facts: dict[str, Any]) -> None:
     if facts["ledger_error"]:
         out.print(f"LEDGER: {facts['ledger_error']}", markup=False)
     for row in facts["rounds"]:
+        attempt = f", attempt {row['attempt']}" if "attempt" in row else ""
         for site, why in row["lost"].items():
             who = "all sites" if site == "*" else site
-            out.print(
-                f"Round {row['round']}, attempt {row['attempt']} ({row['state']}): lost {who}: {why}", markup=False
-            )
+            out.print(f"Round {row['round']}{attempt} ({row['state']}): lost {who}: {why}", markup=False)
     out.print("Not covered: " + "; ".join(facts["not_covered"]) + ".", markup=False)
 
 

@@ -6,12 +6,15 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedseg.federation.vector import Layout
 from fedseg.plan import parse_plan
 from fedseg.policy import SitePolicy
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.hospital import Hospital
+from fedseg.runtime.model_file import write_model
 from fedseg.runtime.privacy_facts import TWO
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import StudyFolder
@@ -76,6 +79,16 @@ def test_of_a_site(fedseg: Command, site: SiteFolder, private: StudyFolder) -> N
     assert facts["epsilon"] == row["epsilon"]
     assert "02" not in [str(value) for value in row.values()]
     assert "number_of_subjects" not in row
+
+
+def test_of_a_site_names_who_is_missing_from_a_round(fedseg: Command, site: SiteFolder, private: StudyFolder) -> None:
+    layout = Layout((("weight", (3,)),))
+    history = ((1, ("a", "b", "c")), (3, ("a", "b")))
+    write_model(site.model, private.manifest, layout, np.zeros(3, np.float32), history)
+    shown = fedseg("privacy-report", site.root)
+    assert shown.code == 0, shown.err
+    assert "Round 3 (closed): lost c: its update is not in the sum" in shown.out
+    assert "Round 1" not in shown.out
 
 
 def test_of_a_study_names_round_site_phase_and_what_two_contributors_mean(
