@@ -64,7 +64,7 @@ def link_site(source: Path, target: Path) -> None:
 
 
 def run_study(out: Path, plan: Path) -> dict[str, float]:
-    """Create the study, run server and clients to the end; minutes of the study and of everything in it."""
+    """Create the study, run server and clients to the end; minutes that they took."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,7 +84,12 @@ def run_study(out: Path, plan: Path) -> dict[str, float]:
         joining = ("--data", out / site / "data", "--state", state, "--ledger", ledger, "--yes")
         processes.append(_start(out / f"{site}.out", fedseg("client", "join", invite, *joining)))
     try:
-        codes = [process.wait() for process in processes]
+        while any(process.poll() is None for process in processes):
+            # A server waits for every site of its plan: where one client has failed, nobody waits on.
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(1)
+        codes = [process.poll() for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -105,13 +105,14 @@ def _amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Pa
         raise UsageError(f"--{changed[0]} cannot be changed once the study is agreed to", hint=hint)
     member = folder.membership
     scans = Path(member.data) if data is None else data.resolve()
+    hospital = Hospital(scans, Path.home())
     folder.remember(
         replace(
             member,
             data=str(scans),
             labels=_labels(labels) or member.labels,
             policy=member.policy if policy is None else _policy_text(policy),
-            ledger=str(Hospital(scans, Path.home()).ledger_folder(ledger)),
+            ledger=str(hospital.ledger_folder(ledger) if ledger else hospital.kept_ledger(Path(member.ledger))),
         )
     )
 
@@ -150,6 +151,9 @@ def _first_time(
     agreed = None if policy is None else _policy_text(policy)
     invite.require_unexpired(time.time())
     place = Hospital(data, Path.home()).ledger_folder(ledger)
+    if place.is_relative_to(folder.root.resolve()):
+        hint = "one ledger serves all studies: name a folder that outlives this one"
+        raise UsageError("the ledger cannot lie in the state folder", where=str(place), hint=hint)
     where, table = data.resolve(), _labels(labels)
 
     def enrol() -> None:
@@ -222,14 +226,15 @@ def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked: there is no terminal", hint="add --yes if this is agreed")
+        hint = "add --yes if this is agreed: fedseg client join --state DIR --yes"
+        raise UsageError("nobody can be asked: there is no terminal", hint=hint)
     try:
         agreed = typer.confirm("Take part?", err=True)
     except typer.Abort:
         raise Interrupted("stopped before anything was computed or sent", hint="run the same command again") from None
     if not agreed:
         raise PolicyError(
-            "not agreed: nothing was computed or sent", hint="run the same command again to be asked again"
+            "not agreed: nothing was computed or sent", hint="to be asked again: fedseg client join --state DIR"
         )
 
 
@@ -272,8 +277,10 @@ def _take_part(
     )
     charger = None
     if manifest.plan.private:
+        ledger = Hospital(Path(member.data), Path.home()).known_ledger(Path(member.ledger))
+        folder.remember(replace(member, ledger=str(ledger.folder)))
         charger = StudyCharger(
-            Hospital(Path(member.data), Path.home()).known_ledger(Path(member.ledger)),
+            ledger,
             manifest,
             member.site,
             policy=load_policy(member.policy, "this hospital's policy").content,
@@ -294,8 +301,9 @@ def _take_part(
             stop=stop,
         )
         finished = runner.run()
-    if runner.weights is not None:
-        write_model(folder.model, manifest, layout, runner.weights, finished.history)
+        if runner.weights is not None:
+            write_model(folder.model, manifest, layout, runner.weights, finished.history)
+        runner.say_goodbye()
     closed, rounds = len(finished.history), manifest.plan.schedule.rounds
     _print_end(folder, f"The study is complete: {closed} of {rounds} rounds closed.")
 

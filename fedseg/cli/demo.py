@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ def demo(
 ) -> None:
     """Run a whole study here: three sites in processes of their own, on made-up brains, with privacy on."""
     from fedseg.cli.screen import out as screen
+    from fedseg.runtime.privacy_facts import printed
 
     began = time.monotonic()
     _clear(out)
@@ -85,7 +87,7 @@ def demo(
     for site, report in zip(SITES, reports, strict=True):
         row = json.loads(report)["sites"][0]
         kept = "intact" if row["ledger_intact"] else "BROKEN"
-        screen.print(f"   {site}: ledger {kept}, epsilon {row['epsilon']:.3f} of {row['budget_epsilon']:g}")
+        screen.print(f"   {site}: ledger {kept}, epsilon {printed(row['epsilon'])} of {row['budget_epsilon']:g}")
     screen.print(f"Done in {time.monotonic() - began:.0f} s. Look at:")
     for path in (study / "model.safetensors", *(_page(out, site) for site in SITES), out / "privacy.html"):
         screen.print(f"  {path}", markup=False)
@@ -169,13 +171,24 @@ def _federate(run: Runner, study: Path, invites: dict[str, str]) -> None:
         folders = {"--data": out / site / "data", "--state": out / site / "state", "--ledger": out / site / "ledger"}
         command = ["client", "join", invite, *(str(word) for pair in folders.items() for word in pair), "--yes"]
         sites.append((site, run.start(command, out / "demo.log")))
-    with _all_ended([server, *(process for _, process in sites)]):
+    clients = [process for _, process in sites]
+    with _all_ended([server, *clients]):
+        threading.Thread(target=_stop_where_one_failed, args=(server, clients), daemon=True).start()
         for line in server.stderr or ():
             typer.echo(f"   server: {line.rstrip()}")
-        for name, process in [("server", server), *sites]:
+        for name, process in [*sites, ("server", server)]:
             _, trouble = process.communicate(timeout=LIMIT_S)
             if process.returncode != 0:
                 raise FedsegError(f"{name} failed: {trouble.strip()}", where=str(out))
+
+
+def _stop_where_one_failed(server: subprocess.Popen[str], clients: Sequence[subprocess.Popen[str]]) -> None:
+    """A server waits for every site of its plan; nobody shall wait for one that has failed."""
+    while server.poll() is None:
+        if any(client.poll() for client in clients):
+            server.terminate()
+            return
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def _table(facts: dict[str, Any]) -> Table:
     table = Table("site", "epsilon", "budget", "delta", "rounds", "steps", "ledger")
     intact = {True: "intact", False: "BROKEN", None: "at the site"}
     for row in facts["sites"]:
-        spent = "unknown" if row["epsilon"] is None else printed(row["epsilon"])
+        spent = printed(row["epsilon"])
         counts = ("-" if row[name] is None else str(row[name]) for name in ("rounds", "steps"))
         ledger = intact[row["ledger_intact"]]
         table.add_row(row["site"], spent, f"{row['budget_epsilon']:g}", f"{row['delta']:g}", *counts, ledger)

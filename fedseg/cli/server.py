@@ -51,6 +51,10 @@ def start(
     out.print(f"The study is complete: {rounds} of {manifest.plan.schedule.rounds} rounds closed.")
     out.print(f"  model    {study.model}", markup=False)
     out.print(f"  log      {study.log}", markup=False)
+    late = coordinator.without_model()
+    if late:
+        again = f"fedseg server start {quote(str(folder))}"
+        out.print(f"  {', '.join(late)} have not fetched it; to hand it out: {again}", markup=False)
     out.print("Next:", markup=False)
     out.print(f"  fedseg evaluate {quote(str(study.model))} --data BIDS_DIR --out DIR", markup=False)
     out.print(f"  fedseg privacy-report {quote(str(folder))}", markup=False)

@@ -263,10 +263,19 @@ class Coordinator:
         self._hash = model_hash(self._weights)
         if rows:
             self._state = StudyState.RUNNING
-        if self._is_over() or self._archive.ended():
+        if self._archive.ended():
             self._state = StudyState.COMPLETE
+        self._end_if_over()
 
     def _advance(self) -> None:
+        try:
+            self._move()
+        except StorageError as error:
+            # What cannot be kept must not be heard of: nothing goes on before the disk is mended.
+            self._attempt, self._state, self._reason = None, StudyState.PAUSED, str(error)
+            self._changed.notify_all()
+
+    def _move(self) -> None:
         if self._state is StudyState.GATHERING:
             self._gather()
         while self._state is StudyState.RUNNING:
@@ -350,10 +359,6 @@ class Coordinator:
         except (BelowQuorum, ProtocolError) as error:
             self._abandon(str(error))
             self._after_abandoned(gathering=False)
-        except StorageError as error:
-            # What cannot be kept must not be heard of: nothing goes on before the disk is mended.
-            self._attempt, self._state, self._reason = None, StudyState.PAUSED, str(error)
-            self._changed.notify_all()
 
     def _enter(self, attempt: Attempt, phase: Phase) -> None:
         if phase is Phase.CLOSED:
@@ -429,7 +434,9 @@ class Coordinator:
         self._state = StudyState.COMPLETE
 
     def _end_if_over(self) -> None:
-        if self._is_over():
+        if self._is_over() and self._closed is None:
+            self.pause("no round could be closed within the privacy budget")
+        elif self._is_over():
             self._state = StudyState.COMPLETE
 
     # Small things.

@@ -61,6 +61,10 @@ class Hospital:
             )
         return place
 
+    def kept_ledger(self, folder: Path) -> Path:
+        """The folder of the ledger that the data folder is bound to; `folder` where it is bound to none."""
+        return self.ledger_folder(None if self._bound() else folder)
+
     def first_ledger(self, folder: Path) -> HospitalLedger:
         """The ledger of a hospital that joins a study: begun where the data folder is bound to none, and bound.
 
@@ -81,12 +85,12 @@ class Hospital:
         return ledger
 
     def known_ledger(self, folder: Path) -> HospitalLedger:
-        """The ledger of a study that this hospital has joined: it must be there.
+        """The ledger of a study that this hospital has joined, wherever it has moved: it must be there.
 
         Raises:
-            LedgerError: if it is missing or broken, or not the one that the data folder is bound to.
+            LedgerError: if it is missing or broken.
         """
-        return HospitalLedger.open(self.ledger_folder(folder))
+        return HospitalLedger.open(self.kept_ledger(folder))
 
     @property
     def _name(self) -> str:

@@ -122,8 +122,10 @@ def _statement(manifest: Manifest, largest: float | None) -> str:
     )
 
 
-def printed(epsilon: float) -> str:
+def printed(epsilon: float | None) -> str:
     """Epsilon with three digits, rounded up: a promise is never printed smaller than it is."""
+    if epsilon is None:
+        return "unknown"
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 

@@ -155,4 +155,6 @@ def simulate(
     ]  # fmt: skip
     with ThreadPoolExecutor(len(runners)) as pool:
         finished = [future.result() for future in [pool.submit(runner.run) for runner in runners]]
+    for runner in runners:
+        runner.say_goodbye()
     return coordinator.weights, finished[0]

@@ -151,6 +151,11 @@ class SiteRunner:
         self._notify(events.Note(f"the study ends here: {error.what}"))
         return finished
 
+    def say_goodbye(self) -> None:
+        """Let the server know that this site holds the final model: a courtesy, so once and without patience."""
+        with suppress(LinkError):
+            self._link.poll(None)
+
     @property
     def _session(self) -> bytes | None:
         return self._header.sid0() if self._header is not None else None
@@ -171,12 +176,12 @@ class SiteRunner:
         """Leave a session in which something is wrong, releasing nothing; give up where it keeps happening."""
         self._refusals += 1
         session, self._header, self._keys, self._sent = self._session or self._offered, None, None, None
-        if self._refusals > MOST_REFUSALS:
-            raise error
         self._notify(events.Note(f"this site leaves the attempt: {error}"))
         if session is not None:
             with suppress(ProtocolError):
                 self._patiently(lambda: self._link.withdraw(session, "refused"))
+        if self._refusals > MOST_REFUSALS:
+            raise error
 
     def _dispatch(self, instruction: Instruction) -> Finished | None:
         match instruction:
@@ -198,18 +203,15 @@ class SiteRunner:
             case Finished():
                 self._catch_up(instruction.head)
                 self._header = None
-                with suppress(LinkError):
-                    # The model is here; that the server hears of it is a courtesy.
-                    self._link.poll(None)
                 return instruction
         return None
 
     def _join(self, instruction: Join) -> None:
         offered = instruction.header
-        self._offered = offered.sid0()
+        self._offered, self._header, self._sent = offered.sid0(), None, None
         self._catch_up(instruction.head)
         header_of(self._manifest, offered.round, offered.attempt, instruction.head.model_hash).check_offer(offered)
-        session, self._header, self._sent = offered.sid0(), None, None
+        session = offered.sid0()
         if not self._memory.standing().allows(offered.round, offered.attempt):
             self._patiently(lambda: self._link.withdraw(session, "refused"))
             return
@@ -278,7 +280,7 @@ class SiteRunner:
             weights = self._download(head)
         if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
             raise ProtocolError("the study's first model is not the one that the plan names")
-        self._weights = weights
+        self._weights, self._refusals = weights, 0
         self._memory.save_weights(weights)
 
     def _download(self, head: Head) -> Weights:

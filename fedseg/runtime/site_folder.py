@@ -23,14 +23,14 @@ from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.ports import Standing
-from fedseg.store.files import storage_errors, write_atomic
+from fedseg.store.files import LOCK, storage_errors, write_atomic
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
 
 RingVector = NDArray[np.uint32]
 
 
 # What an enrolment that failed leaves behind: the next one may begin anew.
-LEFTOVERS = {"client.log", "keys", "ca.pem"}
+LEFTOVERS = {"client.log", "keys", "ca.pem", LOCK}
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,9 @@ class StudyFolder:
             return KeyPair((keys / f"{name}.pem").read_bytes(), (keys / f"{name}.key").read_bytes())
 
 
+KEPT = 2
+
+
 class DiskArchive:
     """`runtime.archive.Archive` in a study's folder: the first model, and the newest two models and sums."""
 
@@ -322,10 +325,11 @@ class DiskArchive:
         if total is not None:
             save_vector(self._path("sum", closed_round), total)
         save_vector(self._path("model", closed_round), weights)
-        for path in self._rounds.glob("*.npy"):
-            _, _, number = path.stem.partition("-")
-            if 0 < int(number) < closed_round - 1:
-                path.unlink()
+        for kind in ("model", "sum"):
+            # The names sort by round; void rounds leave gaps, so the newest two are counted, not computed.
+            for path in sorted(self._rounds.glob(f"{kind}-*.npy"))[:-KEPT]:
+                if path != self._path(kind, 0):
+                    path.unlink()
 
     def load_model(self, closed_round: int) -> Weights:
         """The model that a round made."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fedseg.errors import StorageError, UsageError
 
+LOCK = ".lock"
+
 _REASONS = {
     errno.ENOSPC: ("no room is left on the disk", "free some space and start again; nothing was lost"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and start again; nothing was lost"),
@@ -69,7 +71,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         StorageError: The folder cannot be opened.
     """
     with storage_errors(folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -177,6 +177,7 @@ def test_what_was_agreed_to_cannot_be_changed(
     better = fedseg("client", "join", "--state", folder.root, "--labels", "fidon")
     better.says(2, "nobody can be asked: there is no terminal", "add --yes")
     assert folder.membership.labels == "fidon"
+    assert folder.membership.ledger == str(tmp_path / "ledger")
     folder.accept(study.manifest)
     for option in ("--data", "--labels", "--policy", "--ledger"):
         again = fedseg("client", "join", "--state", folder.root, option, data)

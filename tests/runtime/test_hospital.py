@@ -40,7 +40,7 @@ def test_a_new_study_finds_the_ledger_of_the_first(ours: Hospital, tmp_path: Pat
 
 def test_another_ledger_for_the_same_scans_is_refused(ours: Hospital, tmp_path: Path) -> None:
     ours.first_ledger(tmp_path / "ledger")
-    for call in (ours.ledger_folder, ours.first_ledger, ours.known_ledger):
+    for call in (ours.ledger_folder, ours.first_ledger):
         with pytest.raises(LedgerError) as caught:
             call(tmp_path / "clean")
         assert (
@@ -48,6 +48,17 @@ def test_another_ledger_for_the_same_scans_is_refused(ours: Hospital, tmp_path: 
         )
         assert caught.value.where == str(ours.data / ID_FILE)
     assert not (tmp_path / "clean").exists()
+
+
+def test_a_ledger_that_moved_is_followed_once_its_new_place_is_written_down(ours: Hospital, tmp_path: Path) -> None:
+    ledger = ours.first_ledger(tmp_path / "ledger").ledger.identity
+    (tmp_path / "ledger").rename(tmp_path / "elsewhere")
+    with pytest.raises(LedgerError, match="is missing") as caught:
+        ours.known_ledger(tmp_path / "ledger")
+    assert "write its new place into" in str(caught.value.hint)
+    (ours.data / ID_FILE).write_text(f"{tmp_path / 'elsewhere'}\n")
+    assert ours.known_ledger(tmp_path / "ledger").ledger.identity == ledger
+    assert ours.kept_ledger(tmp_path / "clean") == tmp_path / "elsewhere"
 
 
 def test_a_ledger_that_is_gone_is_not_begun_anew(ours: Hospital, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_the_next_model_is_computed_from_the_sum() -> None:
     assert kept is not None
     np.testing.assert_array_equal(kept, following)
     assert link.kinds() == ["published"]
-    assert link.of("poll") == [None, None]
+    assert link.of("poll") == [None]
 
 
 def test_a_sum_that_does_not_give_the_named_model_is_refused() -> None:

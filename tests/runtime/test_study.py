@@ -291,3 +291,17 @@ def test_a_full_disk_is_noticed_before_anything_starts(tmp_path: Path, monkeypat
         require_room(tmp_path, 5_000_000)
     assert caught.value.what == "the disk has 2 MB free, 5 MB are needed"
     assert caught.value.where == str(tmp_path)
+
+
+def test_what_a_void_round_leaves_a_gap_in_is_kept(tmp_path: Path) -> None:
+    document = toy.plan()
+    folder = StudyFolder.create(
+        tmp_path / "study", document, toy.INITIAL, {"preset": "toy"}, address="localhost:8443", now=0.0
+    )
+    archive = DiskArchive(folder)
+    total = np.zeros(toy.SIZE + 1, dtype=np.uint32)
+    for number in (1, 4):
+        archive.save_model(number, toy.INITIAL + np.float32(number), total)
+    for number in (0, 1, 4):
+        assert archive.load_model(number)[0] == number
+    archive.load_total(1)

@@ -113,6 +113,7 @@ def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, obje
             charger=charger, entropy=secrets.token_bytes, notify=notify, stop=stop, patience_s=60,
         )  # fmt: skip
         finished = runner.run()
+        runner.say_goodbye()
     weights = runner.weights
     return {"hash": None if weights is None else model_hash(weights), "rounds": len(finished.history)}
 
