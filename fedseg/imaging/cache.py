@@ -113,7 +113,7 @@ def _dump(result: Prepared) -> bytes:
     if result.labels is not None:
         arrays["labels"] = result.labels
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy takes ** for allow_pickle, which is never among them
     return file.getvalue()
 
 
@@ -134,4 +134,4 @@ def _geometry_json(geometry: Geometry) -> bytes:
 
 def _geometry(facts: Mapping[str, object]) -> Geometry:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-    return Geometry(**values)  # type: ignore[arg-type]
+    return Geometry(**values)  # type: ignore[arg-type]  # JSON does not tell how long a list is; the file is our own

@@ -339,7 +339,7 @@ def _whole_view(image: Volume, target_mm: float) -> Geometry:
             where=image.source,
             hint="the header's voxel size is wrong (metres or micrometres?), or this is not a brain scan",
         )
-    return Geometry(shape, axes, flips, spacing, target_mm, grid, (0, 0, 0), grid)  # type: ignore[arg-type]
+    return Geometry(shape, axes, flips, spacing, target_mm, grid, (0, 0, 0), grid)  # type: ignore[arg-type]  # tuples built of three
 
 
 def _to_ras(data: NDArray[Scalar], geometry: Geometry) -> NDArray[Scalar]:
