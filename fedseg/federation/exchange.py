@@ -6,6 +6,7 @@ implements it over gRPC, `runtime.simulation` in one process.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.federation.vector import Weights
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, SessionHeader, Shares
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares
+from fedseg.secagg.wire import Writer
 
 RingVector = NDArray[np.uint32]
 Progress = Callable[[int, int], None]
@@ -31,6 +33,19 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best model so far by the sites' summed validation Dice, in a study that rolls back.
+
+    Attributes:
+        model_hash: The model.
+        score: Its mean Dice over the sites that have validation subjects, 0 to 1.
+    """
+
+    model_hash: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Head:
     """The study's newest model and how a site that holds the one before gets there.
 
@@ -38,11 +53,13 @@ class Head:
         model_hash: The newest model.
         closed_round: The round that made it; 0 for the initial model.
         base_model: The model that this round started from.
+        best: What a collapse would roll back to; None before the first score, and in studies that keep none.
     """
 
     model_hash: str
     closed_round: int
     base_model: str
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,24 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class Unmask:
-    """The set of contributors (U3) is fixed: release the shares that this implies."""
+class Confirm:
+    """The set of contributors (U3) is fixed: sign it, once."""
 
     session: bytes
     contributors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """Enough contributors have signed U2 and U3: release the shares that those two imply.
+
+    Attributes:
+        session: sid0.
+        signatures: Of step 4, by site. Which share to release is never said: a site derives it.
+    """
+
+    session: bytes
+    signatures: Mapping[str, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +128,7 @@ class Paused:
     reason: str
 
 
-Instruction = Wait | Join | ShareKeys | Submit | Unmask | Finished | Paused
+Instruction = Wait | Join | ShareKeys | Submit | Confirm | Unmask | Finished | Paused
 
 
 @dataclass(frozen=True)
@@ -108,12 +138,47 @@ class Published:
     Attributes:
         round: The round.
         contributors: Whose updates are in it.
-        total: uint32[d + 1], the ring sum; its last coordinate is the total weight.
+        total: uint32[length of the encoding], the ring sum.
+        session: sid of the session that made it (sid0 in plain mode).
+        next_model: The model that the server makes of it.
+        signature: The server's, over all of this (`statement`).
     """
 
     round: int
     contributors: tuple[str, ...]
     total: RingVector = field(repr=False)
+    session: bytes
+    next_model: str
+    signature: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the sum's little-endian bytes."""
+        return hashlib.sha256(np.ascontiguousarray(self.total, dtype="<u4").view(np.uint8).data).digest()
+
+    @property
+    def statement(self) -> bytes:
+        """What the server signs: two of them for one round are evidence that it lied."""
+        return closing_statement(self.round, self.contributors, self.digest, self.next_model)
+
+
+def closing_statement(round_number: int, contributors: tuple[str, ...], digest: bytes, next_model: str) -> bytes:
+    """What the server signs of a closed round: round, contributors, hash of the sum, next model."""
+    writer = Writer(b"fedseg/federation/v1/closed\0").uint(round_number, 4).names(contributors)
+    return writer.raw(digest).raw(bytes.fromhex(next_model)).done()
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """Who has enrolled so far: what a roster is made of once all have.
+
+    Attributes:
+        server_key: The Ed25519 key with which the server signs what it publishes.
+        keys: The sites' Ed25519 protocol keys.
+    """
+
+    server_key: bytes
+    keys: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -137,6 +202,9 @@ class Link(Protocol):
     def manifest(self) -> bytes:
         """The study's manifest, canonical JSON."""
 
+    def roster(self) -> Enrolled:
+        """Who has enrolled, and the server's key."""
+
     def poll(self, session: bytes | None) -> Instruction:
         """Ask what to do.
 
@@ -153,6 +221,9 @@ class Link(Protocol):
     def upload(self, session: bytes, message: MaskedInput, vector: RingVector, progress: Progress) -> None:
         """Step 3; in plain mode the vector is not masked."""
 
+    def confirm(self, session: bytes, message: Consistency) -> None:
+        """Step 4."""
+
     def unmask(self, session: bytes, shares: Shares) -> None:
         """Step 5."""
 
@@ -167,3 +238,6 @@ class Link(Protocol):
 
     def published(self, round_number: int, progress: Progress) -> Published:
         """The sum of a closed round."""
+
+    def holds(self, model_hash: str) -> None:
+        """Say that this site has stored the study's final model: it needs the server no more."""

@@ -1,8 +1,8 @@
 """One round as a table of states.
 
 A round goes through the phases of secure aggregation (Bonawitz et al. 2017); in plain mode it skips the two that
-exchange keys and the one that removes masks. `decide` looks at who has answered and says which event has happened;
-the tables say which phase follows. Time and presence come in as arguments.
+exchange keys and the two that agree on the contributors and take the masks off. `decide` looks at who has answered and
+says which event has happened; the tables say which phase follows. Time and presence come in as arguments.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Phase(Enum):
     ADVERTISE_KEYS = "AdvertiseKeys"
     SHARE_KEYS = "ShareKeys"
     MASKED_INPUT = "MaskedInputCollection"
+    CONSISTENCY = "ConsistencyCheck"
     UNMASK = "Unmasking"
     CLOSED = "closed"
     ABANDONED = "abandoned"
@@ -38,8 +39,10 @@ SECURE: Table = {
     (Phase.ADVERTISE_KEYS, Event.SHORT): Phase.ABANDONED,
     (Phase.SHARE_KEYS, Event.COMPLETE): Phase.MASKED_INPUT,
     (Phase.SHARE_KEYS, Event.SHORT): Phase.ABANDONED,
-    (Phase.MASKED_INPUT, Event.COMPLETE): Phase.UNMASK,
+    (Phase.MASKED_INPUT, Event.COMPLETE): Phase.CONSISTENCY,
     (Phase.MASKED_INPUT, Event.SHORT): Phase.ABANDONED,
+    (Phase.CONSISTENCY, Event.COMPLETE): Phase.UNMASK,
+    (Phase.CONSISTENCY, Event.SHORT): Phase.ABANDONED,
     (Phase.UNMASK, Event.COMPLETE): Phase.CLOSED,
     (Phase.UNMASK, Event.SHORT): Phase.ABANDONED,
 }

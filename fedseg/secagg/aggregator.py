@@ -1,4 +1,6 @@
-"""The server's side: it relays keys and envelopes, sums masked vectors, and takes off the masks that remain.
+"""The server's side: it relays keys, envelopes and signatures, sums masked vectors, and takes off what masks remain.
+
+No site trusts it. What it checks here, it checks so that a site's fault ends that site's part and not the attempt.
 
 `SecureAggregator` and `PlainAggregator` have one outer shape, and give the same sum bit for bit.
 A message that comes a second time with the same bytes changes nothing (a site may have lost the answer); with other
@@ -7,7 +9,7 @@ bytes it is the site's fault. `close_*` ends a phase: who has not answered by th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +18,22 @@ from fedseg.errors import BelowQuorum, ProtocolError, SiteFault
 from fedseg.secagg.masking import add_mask, pair_mask_key, pair_sign, self_mask_key
 from fedseg.secagg.messages import (
     Advertisement,
+    Consistency,
     Envelopes,
     MaskedInput,
     Phase,
     SessionHeader,
     Shares,
-    input_digest,
     seed_commitment,
     sid,
 )
 from fedseg.secagg.recovery import reconstruct
 from fedseg.secagg.ringsum import RingSum, check_member, check_repeat
+from fedseg.secagg.roster import Roster
 from fedseg.secagg.sealing import agree, public_key
 from fedseg.secagg.shamir import Share
+
+Rule = Callable[[Sequence[NDArray[np.uint32]]], NDArray[np.uint32]]
 
 
 class SecureAggregator:
@@ -36,19 +41,23 @@ class SecureAggregator:
 
     Args:
         header: The session.
+        roster: The study's.
 
     Raises:
-        ProtocolError: The header is that of a plain session; or, from any method, a call out of order.
+        ProtocolError: The header is that of a plain session, or of another roster; or, from any method, a call out
+            of order.
     """
 
-    def __init__(self, header: SessionHeader) -> None:
+    def __init__(self, header: SessionHeader, roster: Roster) -> None:
         """Begin with AdvertiseKeys."""
         if not header.thresholds.secure:
             raise ProtocolError("a plain session needs a PlainAggregator")
-        self.header = header
+        roster.check_header(header)
+        self.header, self._roster = header, roster
         self._phase: Phase | None = Phase.ADVERTISE_KEYS
         self._advertised: dict[str, Advertisement] = {}
         self._envelopes: dict[str, Envelopes] = {}
+        self._signatures: dict[str, bytes] = {}
         self._shares: dict[str, Shares] = {}
         self._u2: tuple[str, ...] = ()
         self._sid = b""
@@ -60,12 +69,28 @@ class SecureAggregator:
         return self._phase
 
     @property
+    def sid(self) -> bytes:
+        """The session's name once U1 is closed; empty before."""
+        return self._sid
+
+    @property
+    def u2(self) -> tuple[str, ...]:
+        """The sites that shared their keys; empty before that is closed."""
+        return self._u2
+
+    @property
+    def inputs(self) -> Mapping[str, MaskedInput]:
+        """The signed digests of the vectors in the sum, by site."""
+        return self._ring().inputs
+
+    @property
     def answered(self) -> tuple[str, ...]:
         """The sites that have answered in the phase that is open, sorted."""
         collected: Mapping[Phase | None, Collection[str]] = {
             Phase.ADVERTISE_KEYS: self._advertised,
             Phase.SHARE_KEYS: self._envelopes,
             Phase.MASKED_INPUT: self._sum.contributors if self._sum else (),
+            Phase.CONSISTENCY: self._signatures,
             Phase.UNMASKING: self._shares,
         }
         return tuple(sorted(collected.get(self._phase, ())))
@@ -74,10 +99,11 @@ class SecureAggregator:
         """Step 1.
 
         Raises:
-            SiteFault: Not in the roster, a second advertisement that differs, or a key that another site has.
+            SiteFault: Not in the roster or not signed by it, a second advertisement that differs, or a key that
+                another site has.
         """
         self._expect(Phase.ADVERTISE_KEYS)
-        check_member(message.site, self.header.sites, Phase.ADVERTISE_KEYS)
+        message.verify(self.header, self._roster)
         earlier = self._advertised.get(message.site)
         check_repeat(message.site, Phase.ADVERTISE_KEYS, earlier in (None, message))
         taken = {key for other in self._advertised.values() if other.site != message.site for key in _keys(other)}
@@ -117,7 +143,7 @@ class SecureAggregator:
         """
         self._close(Phase.SHARE_KEYS, self._envelopes, self.header.thresholds.quorum, Phase.MASKED_INPUT)
         self._u2 = tuple(sorted(self._envelopes))
-        self._sum = RingSum(self.header, self._sid, self._u2)
+        self._sum = RingSum(self.header, self._sid, self._u2, self._roster)
         return self._u2
 
     def envelopes_for(self, site: str) -> Mapping[str, bytes]:
@@ -141,19 +167,41 @@ class SecureAggregator:
             BelowQuorum: Too few.
         """
         u3 = self._ring().contributors
-        self._close(Phase.MASKED_INPUT, u3, self.header.thresholds.quorum, Phase.UNMASKING)
+        self._close(Phase.MASKED_INPUT, u3, self.header.thresholds.quorum, Phase.CONSISTENCY)
         return u3
+
+    def consistency(self, message: Consistency) -> None:
+        """Step 4.
+
+        Raises:
+            SiteFault: Not in U3, or no signature of it over the sets of this session.
+        """
+        self._expect(Phase.CONSISTENCY)
+        u3 = self._ring().contributors
+        check_member(message.site, u3, Phase.CONSISTENCY)
+        message.verify(self._sid, self._roster, self._u2, u3)
+        self._signatures[message.site] = message.signature
+
+    def close_consistency(self) -> Mapping[str, bytes]:
+        """The signatures that every signer is sent, by site.
+
+        Raises:
+            BelowQuorum: Fewer than t signers.
+        """
+        self._close(Phase.CONSISTENCY, self._signatures, self.header.t, Phase.UNMASKING)
+        return dict(sorted(self._signatures.items()))
 
     def shares(self, message: Shares) -> None:
         """Step 5.
 
         Raises:
-            SiteFault: Not in U3, a second message that differs, not exactly the shares that are due, or shares of
-                another holder.
+            SiteFault: Not among the signers, not signed, a second message that differs, not exactly the shares that
+                are due, or shares of another holder.
         """
         self._expect(Phase.UNMASKING)
         u3 = self._ring().contributors
-        check_member(message.site, u3, Phase.UNMASKING)
+        check_member(message.site, self._signatures, Phase.UNMASKING)
+        message.verify(self._sid, self._roster)
         check_repeat(message.site, Phase.UNMASKING, self._shares.get(message.site) in (None, message))
         if (set(message.seed_shares), set(message.key_shares)) != (set(u3), set(self._u2) - set(u3)):
             raise SiteFault(message.site, Phase.UNMASKING, "its shares are not those that U2 and U3 call for")
@@ -162,7 +210,7 @@ class SecureAggregator:
         self._shares[message.site] = message
 
     def close_unmask(self) -> NDArray[np.uint32]:
-        """The sum of the inputs of U3, uint32[dimension + 1]; the masks are taken off in place.
+        """The sum of the inputs of U3, uint32[length]; the masks are taken off in place.
 
         Raises:
             BelowQuorum: Fewer than t responders.
@@ -213,12 +261,22 @@ class PlainAggregator:
 
     Args:
         header: A session of either mode.
+        roster: The study's.
         quorum: The fewest contributors; the header's when left out.
+        rule: What is published in place of the sum, from the vectors in order of their sites (`federation.robust`);
+            with one, every vector is kept until the end.
+
+    Raises:
+        ProtocolError: The header is that of another roster; or, from any method, a call out of order.
     """
 
-    def __init__(self, header: SessionHeader, quorum: int | None = None) -> None:
+    def __init__(
+        self, header: SessionHeader, roster: Roster, quorum: int | None = None, rule: Rule | None = None
+    ) -> None:
         """Begin with joining."""
-        self.header = header
+        roster.check_header(header)
+        self.header, self._roster, self._rule = header, roster, rule
+        self._vectors: dict[str, NDArray[np.uint32]] = {}
         self._quorum = header.thresholds.quorum if quorum is None else quorum
         self._joined: set[str] = set()
         self._sum: RingSum | None = None
@@ -249,14 +307,22 @@ class PlainAggregator:
         """
         _check_quorum(Phase.ADVERTISE_KEYS, self._joined, self._quorum, self.header)
         joined = tuple(sorted(self._joined))
-        self._sum = self._sum or RingSum(self.header, self.header.sid0(), joined)
+        self._sum = self._sum or RingSum(self.header, self.header.sid0(), joined, self._roster)
         return joined
 
     def mask(self, message: MaskedInput, vector: NDArray[np.uint32]) -> bool:
         """An input in the clear, its digest over sid0 and the joined sites: see `RingSum.add`."""
         if self._sum is None or self._closed:
             raise ProtocolError("no input can be taken before joining is closed, or after the sum")
-        return self._sum.add(message, vector)
+        added = self._sum.add(message, vector)
+        if added and self._rule is not None:
+            self._vectors[message.site] = np.array(vector)
+        return added
+
+    @property
+    def inputs(self) -> Mapping[str, MaskedInput]:
+        """The signed digests of the vectors in the sum, by site."""
+        return self._sum.inputs if self._sum else {}
 
     def close_mask(self) -> tuple[str, ...]:
         """The sites whose vectors are in the sum.
@@ -272,19 +338,16 @@ class PlainAggregator:
         return self._sum.contributors
 
     def close_unmask(self) -> NDArray[np.uint32]:
-        """The sum, uint32[dimension + 1].
+        """The sum, uint32[length], or what the rule makes of the vectors.
 
         Raises:
             ProtocolError: `close_mask` has not been called.
         """
         if self._sum is None or not self._closed:
             raise ProtocolError("inputs are still being taken")
+        if self._rule is not None:
+            return self._rule([self._vectors[site] for site in self._sum.contributors])
         return self._sum.total
-
-
-def plain_input(header: SessionHeader, site: str, joined: Collection[str], x: NDArray[np.uint32]) -> MaskedInput:
-    """The message that goes with an input in the clear."""
-    return MaskedInput(site, input_digest(header.sid0(), site, sorted(joined), x))
 
 
 def _keys(message: Advertisement) -> set[bytes]:

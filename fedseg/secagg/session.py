@@ -38,12 +38,14 @@ class SessionHeader:
         round: From 0 or 1, as the study counts.
         attempt: 1, or 2 after a failed first.
         model_hash: SHA-256 of the weights that the round starts from.
-        dimension: Coordinates of an update; a vector has one more, the weight.
+        dimension: Coordinates of an update; a vector has more, see `Encoding`.
         ring_bits: 32.
         scale: Of the encoding, a power of two.
         clip: L2 norm bound of an update.
         weight_max: The largest weight.
+        scored: Whether a validation score rides behind the weight.
         sites: The whole roster, sorted: absent ones too.
+        roster: The roster's fingerprint (`roster.Roster`): names and keys.
         c: Colluding sites assumed.
         t: Shares that reconstruct; 0 in plain mode.
         m: The fewest contributors.
@@ -63,7 +65,9 @@ class SessionHeader:
     scale: float
     clip: float
     weight_max: int
+    scored: bool
     sites: tuple[str, ...]
+    roster: bytes
     c: int
     t: int
     m: int
@@ -73,6 +77,7 @@ class SessionHeader:
         check_name(self.study, "study name", MAX_STUDY_NAME)
         check_hash(self.plan_hash, "plan hash")
         check_hash(self.model_hash, "model hash")
+        check_hash(self.roster, "roster's fingerprint")
         _check_roster(self.sites)
         if not 0 <= self.round < 2**32 or not 1 <= self.attempt <= MAX_ATTEMPTS:
             raise ProtocolError(f"round {self.round}, attempt {self.attempt} cannot be")
@@ -95,6 +100,7 @@ class SessionHeader:
         model_hash: bytes,
         encoding: Encoding,
         sites: Sequence[str],
+        roster: bytes,
         thresholds: Thresholds,
     ) -> SessionHeader:
         """The header with the numbers of `encoding` and `thresholds`; `sites` in any order."""
@@ -109,7 +115,9 @@ class SessionHeader:
             encoding.scale,
             float(encoding.clip),
             encoding.weight_max,
+            encoding.scored,
             tuple(sorted(sites)),
+            roster,
             thresholds.c,
             thresholds.t,
             thresholds.m,
@@ -123,12 +131,12 @@ class SessionHeader:
     @property
     def encoding(self) -> Encoding:
         """The code that follows from the header."""
-        return Encoding(len(self.sites), self.clip, self.weight_max, self.dimension)
+        return Encoding(len(self.sites), self.clip, self.weight_max, self.dimension, self.scored)
 
     @property
     def length(self) -> int:
         """Coordinates of a masked vector."""
-        return self.dimension + 1
+        return self.encoding.length
 
     def index(self, site: str) -> int:
         """The site's place in the roster, from 1: its index in every sharing.
@@ -159,7 +167,7 @@ class SessionHeader:
         writer = Writer(DOMAIN + b"header\0").text(self.study).raw(self.plan_hash)
         writer.uint(self.round, 4).uint(self.attempt, 1).raw(self.model_hash).uint(self.dimension, 4)
         writer.uint(self.ring_bits, 1).double(self.scale).double(self.clip).uint(self.weight_max, 4)
-        writer.table(dict.fromkeys(self.sites, b""))
+        writer.uint(int(self.scored), 1).names(self.sites).raw(self.roster)
         return writer.uint(self.c, 2).uint(self.t, 2).uint(self.m, 2).done()
 
     @classmethod
@@ -173,7 +181,8 @@ class SessionHeader:
         study, plan_hash = reader.text("study name", MAX_STUDY_NAME), reader.raw(HASH_SIZE)
         round, attempt, model_hash = reader.uint(4), reader.uint(1), reader.raw(HASH_SIZE)
         dimension, ring_bits, scale, clip = reader.uint(4), reader.uint(1), reader.double(), reader.double()
-        weight_max, sites = reader.uint(4), reader.names(MAX_PLAIN_SITES)
+        weight_max, scored = reader.uint(4), reader.flag()
+        sites, roster = reader.names(MAX_PLAIN_SITES), reader.raw(HASH_SIZE)
         c, t, m = reader.uint(2), reader.uint(2), reader.uint(2)
         reader.done()
         try:
@@ -188,7 +197,9 @@ class SessionHeader:
                 scale,
                 clip,
                 weight_max,
+                scored,
                 sites,
+                roster,
                 c,
                 t,
                 m,

@@ -6,7 +6,7 @@ Integers are big-endian; text is UTF-8 with two bytes of length; maps are sorted
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from fedseg.errors import ProtocolError
@@ -59,6 +59,14 @@ class Writer:
             self.text(name).raw(entries[name])
         return self
 
+    def names(self, listed: Iterable[str]) -> Writer:
+        """A count and the names, sorted."""
+        return self.table(dict.fromkeys(listed, b""))
+
+    def blob(self, data: bytes) -> Writer:
+        """Bytes behind four bytes of length."""
+        return self.uint(len(data), 4).raw(data)
+
     def done(self) -> bytes:
         """The message."""
         return b"".join(self._parts)
@@ -92,6 +100,17 @@ class Reader:
     def uint(self, size: int) -> int:
         """An unsigned integer of `size` bytes."""
         return int.from_bytes(self.raw(size), "big")
+
+    def flag(self) -> bool:
+        """One byte, 0 or 1."""
+        value = self.uint(1)
+        if value > 1:
+            raise self._error("holding a flag that is neither 0 nor 1")
+        return value == 1
+
+    def blob(self) -> bytes:
+        """Bytes behind four bytes of length: no more than there are."""
+        return self.raw(self.uint(4))
 
     def double(self) -> float:
         """An IEEE 754 double; NaN and infinity are the caller's to refuse."""
