@@ -74,11 +74,6 @@ class SecureAggregator:
         return self._sid
 
     @property
-    def u2(self) -> tuple[str, ...]:
-        """The sites that shared their keys; empty before that is closed."""
-        return self._u2
-
-    @property
     def inputs(self) -> Mapping[str, MaskedInput]:
         """The signed digests of the vectors in the sum, by site."""
         return self._ring().inputs
@@ -316,7 +311,7 @@ class PlainAggregator:
             raise ProtocolError("no input can be taken before joining is closed, or after the sum")
         added = self._sum.add(message, vector)
         if added and self._rule is not None:
-            self._vectors[message.site] = np.array(vector)
+            self._vectors[message.site] = vector
         return added
 
     @property

@@ -18,13 +18,23 @@ MAX_PLAIN_SITES = 10_000
 class Thresholds:
     """The numbers that a session lives by; an instance that exists is valid.
 
-    With secure aggregation `2t > n + c`: two kinds of share of one site, two consistent lists of survivors, or two
-    attempts over one update can never both be had by a server with `c` helpers. `t <= n` and `m <= n` follow from
-    `c <= n - 2`.
+    n counts the study's roster, which each site has pinned, and c is in the plan that each site has agreed to: neither
+    is the server's to choose, or it would choose four helpers and a victim. A site that is away is a dropout, and none
+    of the numbers shrinks because of it.
 
-    `m = 2` is possible only at n = 3, c = 0. Each of two contributors then subtracts its own update from the sum and
-    reads the other's. With c >= 1 the helper would do that for the server, so m must be at least c + 2 >= 3; and with
-    n >= 4, t >= 3 contributors must answer anyway. It takes a sentence in the plan and the policy of every site.
+    t is the least with `2t > n + c`. Take two sets of t sites each, out of n: they share at least 2t - n > c, so at
+    least one honest site. An honest site releases one kind of share for a peer, signs one list of survivors in a
+    session, and unmasks one attempt of a round. So a server with c helpers never has t shares of both secrets of one
+    site, nor t signatures on two lists, nor t answers to two attempts over one update. And whatever sum it unmasks, t
+    sites have signed: at least t - c honest ones are in it.
+
+    m is at least c + 2, so that two honest updates are in every sum after c helpers have subtracted their own, and at
+    least 3, because each contributor can subtract its own. m = 2 is possible only at n = 3, c = 0: then each of two
+    contributors reads the other's update. With c >= 1 the helper would do that for the server, and with n >= 4,
+    t >= 3 sites must contribute anyway. It takes a sentence in the plan and the policy of every site. A plan that asks
+    for a larger quorum has that for m.
+
+    `t <= n` and `m <= n` follow from `c <= n - 2`.
 
     Args:
         n: Sites in the study's roster, taking part in the round or not.
@@ -49,20 +59,22 @@ class Thresholds:
             _check_secure(self)
 
     @classmethod
-    def of(cls, n: int, c: int | None = None, accept_two: bool = False) -> Thresholds:
+    def of(cls, n: int, c: int | None = None, accept_two: bool = False, quorum: int | None = None) -> Thresholds:
         """Thresholds of secure aggregation over `n` sites.
 
         Args:
             n: Sites in the roster, 3 to 100.
             c: Colluding sites, 0 to n - 2; `ceil(n / 3) - 1` when left out.
             accept_two: Let two contributors make a sum; only at n = 3, c = 0.
+            quorum: The plan's: where it is above max(t, m), the fewest contributors.
 
         Raises:
-            PlanError: The roster is too small or too large, or `c` or `accept_two` does not fit it.
+            PlanError: The roster is too small or too large, or `c`, `accept_two` or `quorum` does not fit it.
         """
         _check_roster(n)
         collusion = -(-n // 3) - 1 if c is None else c
-        return cls(n, collusion, (n + collusion) // 2 + 1, 2 if accept_two else max(3, collusion + 2))
+        t, m = (n + collusion) // 2 + 1, 2 if accept_two else max(3, collusion + 2)
+        return cls(n, collusion, t, m if quorum is None or quorum <= max(t, m) else quorum)
 
     @classmethod
     def plain(cls, n: int, quorum: int) -> Thresholds:
@@ -114,11 +126,11 @@ def _check_secure(numbers: Thresholds) -> None:
             where="aggregation.accept_two_contributors",
             hint="leave it out: larger studies lose a site without it",
         )
-    if (t, m) != ((n + c) // 2 + 1, 2 if m == 2 else max(3, c + 2)):
+    if t != (n + c) // 2 + 1 or not (m == 2 or max(3, c + 2) <= m <= n):
         raise PlanError(
             f"thresholds t = {t}, m = {m} are not those of {n} sites with collusion {c}",
             where="aggregation",
-            hint=f"t = {(n + c) // 2 + 1}, m = {max(3, c + 2)}",
+            hint=f"t = {(n + c) // 2 + 1}, m = {max(3, c + 2)} to {n}",
         )
 
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,12 +36,26 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         StorageError: The disk is full, or the folder missing or not writable. `path` is untouched.
     """
+    write_parts(path, [data], mode)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o600) -> None:
+    """Write a file as `write_atomic` does, one part after the other and without joining them in memory.
+
+    Args:
+        path: Replaced if it exists; its folder must exist.
+        parts: What the file is made of; written as they are.
+        mode: Permissions of the file.
+
+    Raises:
+        StorageError: As `write_atomic`.
+    """
     with storage_errors(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())

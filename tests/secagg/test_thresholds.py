@@ -61,3 +61,11 @@ def test_plain_mode_shares_nothing_and_needs_its_quorum() -> None:
         Thresholds.plain(2, 3)
     with pytest.raises(PlanError, match="a plain sum takes 1 to 10000 sites, not 0"):
         Thresholds.plain(0, 0)
+
+
+def test_a_plan_may_ask_for_more_contributors_but_never_for_fewer() -> None:
+    assert Thresholds.of(6, quorum=6) == Thresholds(6, 1, 4, 6)
+    assert Thresholds.of(6, quorum=6).quorum == 6
+    assert Thresholds.of(6, quorum=4) == Thresholds.of(6, quorum=1) == Thresholds.of(6)
+    with pytest.raises(PlanError, match="t = 4, m = 7 are not those of 6 sites"):
+        Thresholds.of(6, quorum=7)

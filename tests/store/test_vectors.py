@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import stat
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def test_anything_else_is_not_read(path: Path, odd: Any) -> None:
 
 def test_no_pickle_is_read(path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(StorageError, match="the file is cut short, or no vector"):
+    with pytest.raises(StorageError, match="not a flat vector of float32 or uint32: object"):
         load_model_vector(path)
 
 
@@ -96,11 +98,85 @@ def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactor
         load_model_vector(path)
 
 
-def test_a_huge_claim_allocates_nothing(path: Path) -> None:
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8))
+def write_header(path: Path, text: bytes, data: bytes = bytes(8), version: bytes = b"\1\0") -> None:
+    path.write_bytes(b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + data)
+
+
+def header(count: int) -> bytes:
+    return b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % count
+
+
+@pytest.mark.parametrize("count", [3, 1_000_000_000, 10**15, 10**30])
+def test_a_huge_claim_allocates_nothing(path: Path, count: int) -> None:
+    write_header(path, header(count))
+    tracemalloc.start()
     with pytest.raises(StorageError, match="the file is cut short, or no vector"):
         load_model_vector(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"{'descr'",
+        b"(" * 5000,
+        b"[1]",
+        b"'\\x",
+        b"    1\n  2",
+        b"1" * 9000,
+        header(2)[:-1],
+        b"\xff",
+        b"-" * 3000 + b"1",
+        b"-" * 9000 + b"1",
+        b"{[]:1}",
+    ],
+)
+def test_a_header_that_no_program_wrote_is_refused(path: Path, text: bytes) -> None:
+    write_header(path, text)
+    with pytest.raises(StorageError, match="the file is cut short, or no vector"):
+        load_model_vector(path)
+
+
+def test_another_version_of_the_format_is_refused(path: Path) -> None:
+    write_header(path, header(2))
+    assert load_model_vector(path).tolist() == [0, 0]
+    write_header(path, header(2), version=b"\2\0")
+    with pytest.raises(StorageError, match="the file is cut short, or no vector"):
+        load_model_vector(path)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_vector(path, np.ones(5, np.float32))
+
+    def cut(file: Any, dtype: Any, count: int) -> Any:
+        os.truncate(path, path.stat().st_size - 4)
+        return fromfile(file, dtype, count)
+
+    fromfile = np.fromfile
+    monkeypatch.setattr(np, "fromfile", cut)
+    with pytest.raises(StorageError, match="the file is cut short, or no vector"):
+        load_model_vector(path)
+
+
+def test_saving_copies_nothing_and_loading_makes_one_vector(path: Path) -> None:
+    vector = np.ones(1_000_000, np.float32)
+    tracemalloc.start()
+    save_vector(path, vector)
+    saved = tracemalloc.get_traced_memory()[1]
+    load_model_vector(path)
+    loaded = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert saved < 2**20
+    assert loaded < vector.nbytes + 2**20
+
+
+def test_every_other_number_of_a_vector_can_be_kept_too(path: Path) -> None:
+    save_vector(path, np.arange(10, dtype=np.uint32)[::2])
+    assert load_ring_vector(path).tolist() == [0, 2, 4, 6, 8]
 
 
 def test_disk_errors_name_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
