@@ -37,6 +37,7 @@ SiteName = Annotated[str, AfterValidator(_site_name)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=8, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Rule = Literal["mean", "median", "trimmed_mean", "multi_krum"]
 
 
 class Image(Section):
@@ -105,12 +106,26 @@ class Privacy(Section):
         return self
 
 
+class Rollback(Section):
+    """When to go back to the best model: a liar, or a learning rate, has ruined the newer ones.
+
+    Attributes:
+        drop: How far the mean validation Dice (0 to 1) of a model may lie below that of the best so far.
+    """
+
+    drop: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Aggregation(Section):
     """How updates are joined.
 
     Attributes:
         mode: `secure` (the server sees only sums) or `plain` (the server sees every update).
-        quorum: The fewest contributors of a round; unset: the least that secure aggregation allows.
+        rule: `mean`, or a rule that holds when some sites lie (`federation.robust`), which only plain mode can have.
+        liars: f, the number of lying sites that `trimmed_mean` and `multi_krum` are built for; they need it.
+        rollback: Securely summed validation Dice, and a way back to the best model; unset: no score is computed.
+        quorum: The fewest contributors of a round; unset: the least that secure aggregation allows, or in plain mode
+            all sites.
         collusion: c, how many sites may collude with the server; unset: ceil(n/3) - 1.
         ring: Bits of the ring that updates are summed in.
         clip: L2 bound of one site's update; a longer one is shortened to it.
@@ -119,6 +134,9 @@ class Aggregation(Section):
     """
 
     mode: Literal["secure", "plain"] = "secure"
+    rule: Rule = "mean"
+    liars: PositiveInt | None = None
+    rollback: Rollback | None = None
     quorum: PositiveInt | None = None
     collusion: Annotated[int, Field(ge=0)] | None = None
     ring: Literal[32] = 32
@@ -185,6 +203,12 @@ class StudyPlan(Section):
             raise ValueError(
                 f"aggregation.quorum: {self.aggregation.quorum} of {len(self.sites)} sites can never be reached"
             )
+        if self.private and self.aggregation.rollback is not None:
+            raise ValueError(
+                "aggregation.rollback: a private study has no validation scores: they would have to be noised and "
+                "charged to every hospital's ledger, which is not offered; remove the line"
+            )
+        _check_rule(self)
         return self
 
     @property
@@ -196,6 +220,45 @@ class StudyPlan(Section):
     def site_names(self) -> tuple[str, ...]:
         """All sites, sorted: the order that secure aggregation numbers them in."""
         return tuple(sorted(self.sites))
+
+
+def most_liars(rule: Rule, contributors: int) -> int:
+    """The most lying sites that a rule over so many contributors is built for; below 1 where it is built for none.
+
+    Fewer than half of the contributors for `median` and `trimmed_mean` (Yin et al. 2018); (contributors - 3) / 2 for
+    `multi_krum` (Blanchard et al. 2017: n >= 2 f + 3); none for `mean`.
+    """
+    if rule == "mean":
+        return 0
+    return (contributors - (3 if rule == "multi_krum" else 1)) // 2
+
+
+def _check_rule(plan: StudyPlan) -> None:
+    aggregation = plan.aggregation
+    rule, liars, takes_liars = aggregation.rule, aggregation.liars, aggregation.rule in ("trimmed_mean", "multi_krum")
+    if liars is not None and not takes_liars:
+        raise ValueError(f"aggregation.liars: {rule} takes no number of liars; trimmed_mean and multi_krum do")
+    if rule == "mean":
+        return
+    if aggregation.mode == "secure":
+        raise ValueError(
+            f"aggregation.rule: the server would need every site's own update for {rule}, and secure aggregation keeps "
+            "it from that; use mean, or mode: plain where every site's policy allows it"
+        )
+    if len({site.weight for site in plan.sites.values()}) > 1:
+        raise ValueError(f"aggregation.rule: {rule} counts every site alike: give all sites one weight")
+    _check_liars(rule, liars, aggregation.quorum or len(plan.sites), needed=takes_liars)
+
+
+def _check_liars(rule: Rule, liars: int | None, quorum: int, *, needed: bool) -> None:
+    most = most_liars(rule, quorum)
+    if most < 1:
+        least = 5 if rule == "multi_krum" else 3
+        raise ValueError(f"aggregation.rule: {rule} needs a quorum of {least} or more, this plan's is {quorum}")
+    if needed and liars is None:
+        raise ValueError(f"aggregation.rule: {rule} needs aggregation.liars, how many sites may lie: 1 to {most} here")
+    if liars is not None and liars > most:
+        raise ValueError(f"aggregation.liars: {rule} over a quorum of {quorum} withstands at most {most}, not {liars}")
 
 
 class Manifest(Section):

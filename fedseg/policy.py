@@ -13,9 +13,12 @@ from pydantic import Field
 from fedseg import document
 from fedseg.document import Document, Section
 from fedseg.errors import PolicyError
-from fedseg.plan import Manifest
+from fedseg.plan import Aggregation, Manifest, StudyPlan
 
 DEFAULT_NAME = "the default policy"
+
+Checks = dict[str, tuple[bool, str]]
+"""By the policy's key: whether it refuses the study, and the sentence that says what it refuses."""
 
 
 class SitePolicy(Section):
@@ -28,8 +31,17 @@ class SitePolicy(Section):
         lifetime_epsilon: The largest epsilon of one subject over all studies; unset: no limit.
         lifetime_delta: The delta that this epsilon is measured at, whatever delta a study has.
         require_secure_aggregation: Refuse studies in which the server sees single updates.
+        allow_robust_rules: Accept a plan that joins updates by a rule that compares them one by one, at the server.
         allow_two_contributors: Accept a quorum of two, in which each contributor can read the other's update.
+        allow_reused_models: In a study without privacy, add to a second sum over a model although its contributors
+            are others than those of the first: two different sums over one model differ by an update.
+        allow_validation_scores: Accept a plan that rolls back: the mean Dice over this hospital's validation subjects
+            then leaves it, each round, in the same sum as its update. Allowed where nothing is said: it happens only
+            in studies without privacy, whose update tells of far more under the same protection.
         min_sites: The fewest sites of a study.
+        min_contributors: The fewest contributors of a round (a quorum of two also takes `allow_two_contributors`).
+        min_collusion: The fewest colluding sites that secure aggregation holds against, beside the server; unset: no
+            fewer than where a plan names no number.
         tasks: The label schemes that may be trained.
     """
 
@@ -39,8 +51,13 @@ class SitePolicy(Section):
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = None
     lifetime_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     require_secure_aggregation: bool = True
+    allow_robust_rules: bool = False
     allow_two_contributors: bool = False
+    allow_reused_models: bool = False
+    allow_validation_scores: bool = True
     min_sites: Annotated[int, Field(ge=1)] = 3
+    min_contributors: Annotated[int, Field(ge=1)] = 1
+    min_collusion: Annotated[int, Field(ge=0)] | None = None
     tasks: tuple[Literal["feta", "brain_mask"], ...] = ("feta", "brain_mask")
 
 
@@ -54,11 +71,34 @@ def default_policy() -> Document[SitePolicy]:
     return Document(SitePolicy(), DEFAULT_NAME, {})
 
 
-def refusals(policy: Document[SitePolicy], manifest: Manifest) -> list[str]:
-    """Everything in a study that the policy does not accept, one sentence each; empty when it may run."""
-    limits, plan = policy.content, manifest.plan
-    privacy, two = plan.privacy, manifest.quorum < 3 and len(plan.sites) >= 3
+def refusals(policy: Document[SitePolicy], manifest: Manifest, collusion: int, usual_collusion: int) -> list[str]:
+    """Everything in a study that the policy does not accept, one sentence each; empty when it may run.
+
+    Args:
+        policy: This hospital's.
+        manifest: The study.
+        collusion: c of the study's thresholds; unused in plain mode.
+        usual_collusion: c of a study of as many sites whose plan leaves it out; unused in plain mode.
+    """
+    limits = policy.content
     checks = {
+        **_privacy_checks(limits, manifest.plan),
+        **_aggregation_checks(limits, manifest.plan.aggregation),
+        **_roster_checks(limits, manifest),
+    }
+    if manifest.plan.aggregation.mode == "secure":
+        least = usual_collusion if limits.min_collusion is None else limits.min_collusion
+        checks["min_collusion"] = (
+            collusion < least,
+            f"updates stay hidden from a server with {collusion} sites on its side, at least {least} are asked for",
+        )
+    checks["tasks"] = (manifest.plan.task not in limits.tasks, f"the task {manifest.plan.task} is not accepted")
+    return [f"{what} ({_line(policy, key)})" for key, (refused, what) in checks.items() if refused]
+
+
+def _privacy_checks(limits: SitePolicy, plan: StudyPlan) -> Checks:
+    privacy = plan.privacy
+    return {
         "require_privacy": (limits.require_privacy and not plan.private, "the study trains without privacy"),
         "max_epsilon": (
             limits.max_epsilon is not None and (privacy.epsilon or 0) > limits.max_epsilon,
@@ -68,21 +108,42 @@ def refusals(policy: Document[SitePolicy], manifest: Manifest) -> list[str]:
             plan.private and privacy.delta > limits.max_delta,
             f"the study's delta is {privacy.delta}, at most {limits.max_delta} is accepted",
         ),
+    }
+
+
+def _aggregation_checks(limits: SitePolicy, aggregation: Aggregation) -> Checks:
+    return {
         "require_secure_aggregation": (
-            limits.require_secure_aggregation and plan.aggregation.mode != "secure",
+            limits.require_secure_aggregation and aggregation.mode != "secure",
             "the server would see this site's own updates (aggregation.mode: plain)",
         ),
+        "allow_robust_rules": (
+            aggregation.rule != "mean" and not limits.allow_robust_rules,
+            f"the server would compare this site's own updates with the others' (aggregation.rule: {aggregation.rule})",
+        ),
+        "allow_validation_scores": (
+            aggregation.rollback is not None and not limits.allow_validation_scores,
+            "this site's validation Dice would leave it in the sum of each round (aggregation.rollback)",
+        ),
+    }
+
+
+def _roster_checks(limits: SitePolicy, manifest: Manifest) -> Checks:
+    sites, quorum = len(manifest.plan.sites), manifest.quorum
+    return {
         "allow_two_contributors": (
-            two and not limits.allow_two_contributors,
-            f"a round may end with {manifest.quorum} contributors, who could each read the other's update",
+            quorum < 3 <= sites and not limits.allow_two_contributors,
+            f"a round may end with {quorum} contributors, who could each read the other's update",
         ),
         "min_sites": (
-            len(plan.sites) < limits.min_sites,
-            f"the study has {len(plan.sites)} sites, at least {limits.min_sites} are asked for",
+            sites < limits.min_sites,
+            f"the study has {sites} sites, at least {limits.min_sites} are asked for",
         ),
-        "tasks": (plan.task not in limits.tasks, f"the task {plan.task} is not accepted"),
+        "min_contributors": (
+            quorum < limits.min_contributors,
+            f"a round may end with {quorum} contributors, at least {limits.min_contributors} are asked for",
+        ),
     }
-    return [f"{what} ({_line(policy, key)})" for key, (refused, what) in checks.items() if refused]
 
 
 def _line(policy: Document[SitePolicy], key: str) -> str:
@@ -91,13 +152,13 @@ def _line(policy: Document[SitePolicy], key: str) -> str:
     return f"{policy.where(key)}, {key}"
 
 
-def accept(policy: Document[SitePolicy], manifest: Manifest) -> None:
-    """Refuse a study that the policy does not allow.
+def accept(policy: Document[SitePolicy], manifest: Manifest, collusion: int, usual_collusion: int) -> None:
+    """Refuse a study that the policy does not allow. Arguments as `refusals`.
 
     Raises:
         PolicyError: naming every refusal and its line.
     """
-    found = refusals(policy, manifest)
+    found = refusals(policy, manifest, collusion, usual_collusion)
     if found:
         raise PolicyError(
             "this hospital's policy refuses the study: " + "; ".join(found),

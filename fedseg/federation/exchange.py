@@ -22,6 +22,9 @@ RingVector = NDArray[np.uint32]
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
+CLOSE, SERVER = "Close", "server"
+"""Step and name under which the server signs what it publishes."""
+
 WithdrawReason = Literal["budget", "interrupted", "refused", "failed"]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedseg.errors import DataError, PlanError
 from fedseg.federation.vector import Layout, Weights
-from fedseg.imaging.bids import Dataset, load_dataset
+from fedseg.imaging.bids import Case, Dataset, load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
 from fedseg.imaging.nifti import read_header
 from fedseg.imaging.transforms import Prepared
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 OnCase = Callable[[int, int], None]
 """Called with (scans done, scans in all)."""
+
+MOST_SCORED = 8
+"""Validation subjects that are scored each round: a scan takes about as long as a training step."""
 
 
 def training_data(data: Path, plan: StudyPlan, labels: str | None) -> Dataset:
@@ -38,10 +41,21 @@ def training_data(data: Path, plan: StudyPlan, labels: str | None) -> Dataset:
     return dataset
 
 
+def scored_cases(dataset: Dataset, plan: StudyPlan) -> dict[str, tuple[Case, ...]]:
+    """The first scan of each of at most `MOST_SCORED` validation subjects, the same ones in every round.
+
+    Evenly spaced among their sorted ids; none where the plan does not roll back, as then nothing is scored.
+    """
+    subjects = dataset.subjects("validation") if plan.aggregation.rollback else {}
+    names = sorted(subjects)
+    count = min(len(names), MOST_SCORED)
+    return {names[i * len(names) // count]: subjects[names[i * len(names) // count]][:1] for i in range(count)}
+
+
 def bytes_needed(dataset: Dataset, manifest: Manifest) -> int:
     """Room on disk that the study will take at this site: prepared scans, models, updates, about."""
     voxels = 0.0
-    for cases in dataset.subjects("train").values():
+    for cases in (*dataset.subjects("train").values(), *scored_cases(dataset, manifest.plan).values()):
         for case in cases:
             header = read_header(case.image)
             size_mm3 = 1.0
@@ -53,7 +67,17 @@ def bytes_needed(dataset: Dataset, manifest: Manifest) -> int:
 
 def prepare_training(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: OnCase) -> dict[str, list[Prepared]]:
     """Prepared volumes of every training subject, through the site's cache."""
-    subjects = dataset.subjects("train")
+    return _prepare(dataset, dataset.subjects("train"), plan, cache, on_case)
+
+
+def prepare_validation(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: OnCase) -> dict[str, list[Prepared]]:
+    """Prepared volumes of the validation subjects that are scored (`scored_cases`), through the site's cache."""
+    return _prepare(dataset, scored_cases(dataset, plan), plan, cache, on_case)
+
+
+def _prepare(
+    dataset: Dataset, subjects: Mapping[str, tuple[Case, ...]], plan: StudyPlan, cache: Path, on_case: OnCase
+) -> dict[str, list[Prepared]]:
     total, done = sum(map(len, subjects.values())), 0
     kept = PreparedCache(cache)
     prepared: dict[str, list[Prepared]] = {}
@@ -66,7 +90,12 @@ def prepare_training(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: On
     return prepared
 
 
-def make_trainer(manifest: Manifest, site: str, subjects: Mapping[str, list[Prepared]]) -> LocalTrainer:
+def make_trainer(
+    manifest: Manifest,
+    site: str,
+    subjects: Mapping[str, list[Prepared]],
+    validation: Mapping[str, list[Prepared]] | None = None,
+) -> LocalTrainer:
     """The torch trainer of a site."""
     from fedseg.training.local import LocalTrainer
 
@@ -76,6 +105,7 @@ def make_trainer(manifest: Manifest, site: str, subjects: Mapping[str, list[Prep
         subjects,
         architecture=manifest.architecture,
         noise_multiplier=manifest.noise_multiplier,
+        validation=validation,
     )
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import log_softmax
 from fedseg.errors import DataError, Interrupted, PlanError
 from fedseg.plan import StudyPlan
 from fedseg.training.network import Array, arrays, from_architecture, load_arrays
-from fedseg.training.patches import SubjectVolumes
+from fedseg.training.patches import Image, Labels, SubjectVolumes
 
 if TYPE_CHECKING:
     from fedseg.imaging.transforms import Prepared
@@ -36,7 +36,7 @@ FINAL_RATE = 0.01
 
 
 class LocalTrainer:
-    """One site's training: its subjects, its network, and `update` once a round.
+    """One site's training: its subjects, its network, and `update` once a round; `score` too where a plan rolls back.
 
     Attributes:
         subjects: The sampling frame: ids of all training subjects, sorted. They never leave the site.
@@ -50,6 +50,7 @@ class LocalTrainer:
         *,
         architecture: Mapping[str, Any],
         noise_multiplier: float | None = None,
+        validation: Mapping[str, Sequence[Prepared]] | None = None,
     ) -> None:
         """Build the network and index every subject's tissues.
 
@@ -59,6 +60,7 @@ class LocalTrainer:
             subjects: Prepared volumes of each training subject, at the plan's spacing.
             architecture: What rebuilds the network, as the manifest and the model file say it.
             noise_multiplier: Calibrated sigma; needed where privacy is on.
+            validation: Prepared volumes of the subjects that `score` looks at; none of them is trained on.
 
         Raises:
             DataError: No subject, or a subject without a usable volume, or a label that the network has no class for.
@@ -73,6 +75,7 @@ class LocalTrainer:
         self.subjects = tuple(sorted(subjects))
         self._plan, self._site, self._noise_multiplier = plan, site, noise_multiplier
         self._volumes = tuple(SubjectVolumes(subjects[subject]) for subject in self.subjects)
+        self._validation = {name: [_labelled(each) for each in volumes] for name, volumes in (validation or {}).items()}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = from_architecture(architecture).to(self._device)
         self._refuse_unknown_labels()
@@ -113,6 +116,36 @@ class LocalTrainer:
                 self._plain_steps(round_number, done, should_stop)
         after = arrays(self._model)
         return {name: value - weights[name].astype(np.float32, copy=False) for name, value in after.items()}
+
+    def score(self, weights: Mapping[str, npt.NDArray[np.float32]], *, should_stop: Callable[[], bool]) -> float | None:
+        """Mean Dice of the tissues of `weights` over this site's validation subjects (`validation.mean_dice`), 0 to 1.
+
+        It draws nothing at random, so updates are the same bits with it or without. Not while `update` runs: they share
+        the network.
+
+        Args:
+            weights: The global model, by parameter name.
+            should_stop: Asked between scans.
+
+        Returns:
+            None where the site has no validation subject.
+
+        Raises:
+            Interrupted: `should_stop` said so; the trainer can be used again.
+            ModelError: `weights` don't fit the network.
+        """
+        from fedseg.training.validation import mean_dice  # noqa: PLC0415  # it needs `autocast` from here
+
+        training = self._plan.training
+        load_arrays(self._model, weights)
+        with reproducible(training.threads):
+            return mean_dice(
+                self._model.eval(),
+                self._validation,
+                self._plan.image.patch,
+                precision=training.precision,
+                should_stop=should_stop,
+            )
 
     def _plain_steps(self, round_number: int, done: Callable[[int], None], should_stop: Callable[[], bool]) -> None:
         training = self._plan.training
@@ -180,9 +213,15 @@ class LocalTrainer:
         return logits
 
     def _refuse_unknown_labels(self) -> None:
-        highest = max(subject.highest_label for subject in self._volumes)
-        if highest >= self._model.classes:
-            raise DataError(f"a training label {highest}, where the network has classes 0 to {self._model.classes - 1}")
+        truths = [labels for volumes in self._validation.values() for _, labels in volumes]
+        highest = {
+            "training": max(subject.highest_label for subject in self._volumes),
+            "validation": max((int(labels.max()) for labels in truths), default=0),
+        }
+        for kind, label in highest.items():
+            if label >= self._model.classes:
+                last = self._model.classes - 1
+                raise DataError(f"a {kind} label {label}, where the network has classes 0 to {last}")
 
 
 def subject_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -274,6 +313,12 @@ def reproducible(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         memory.fill_uninitialized_memory = fill
+
+
+def _labelled(volume: Prepared) -> tuple[Image, Labels]:
+    if volume.labels is None:
+        raise DataError("a validation volume has no labels")
+    return volume.image, volume.labels
 
 
 def _shuffled(rng: np.random.Generator, count: int) -> Iterator[int]:

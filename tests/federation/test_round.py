@@ -29,7 +29,8 @@ def phases(table: Table) -> list[Phase]:
 
 
 def test_the_way_of_a_round() -> None:
-    steps = [Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.MASKED_INPUT, Phase.UNMASK, Phase.CLOSED]
+    agreement = [Phase.CONSISTENCY, Phase.UNMASK]
+    steps = [Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.MASKED_INPUT, *agreement, Phase.CLOSED]
     assert phases(SECURE) == steps
     assert phases(PLAIN) == [Phase.ADVERTISE_KEYS, Phase.MASKED_INPUT, Phase.CLOSED]
     assert {"secure": SECURE, "plain": PLAIN} == TABLES
