@@ -1,4 +1,7 @@
-"""A site's end of the wire: `federation.exchange.Link` over gRPC, and enrolment."""
+"""A site's end of the wire: `federation.exchange.Link` over gRPC, and enrolment.
+
+Lengths, names and digests are checked here; what is signed, and whether it is believed, is for whoever asked.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,17 @@ from typing import TypeVar
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from fedseg.errors import FedsegError, InviteError, LinkError, ProtocolError, StaleSession, Unreachable
-from fedseg.federation.exchange import Instruction, LedgerClaim, Progress, Published, RingVector, WithdrawReason
+from fedseg.federation.exchange import (
+    Enrolled,
+    Instruction,
+    LedgerClaim,
+    Progress,
+    Published,
+    RingVector,
+    WithdrawReason,
+)
 from fedseg.federation.vector import Weights
 from fedseg.rpc import codec
 from fedseg.rpc._pb import federation_pb2 as pb
@@ -21,7 +31,7 @@ from fedseg.rpc._pb import federation_pb2_grpc as pb_grpc
 from fedseg.rpc.credentials import channel
 from fedseg.rpc.failures import explain
 from fedseg.rpc.pki import KeyPair
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
 
 CALL_S = 60.0
 TRANSFER_S = 3600.0
@@ -34,6 +44,8 @@ REFUSALS: dict[grpc.StatusCode, type[FedsegError]] = {
     grpc.StatusCode.UNAUTHENTICATED: LinkError,
 }
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+BUSY = "Concurrent RPC limit exceeded"
+"""What gRPC says where all threads of a server are taken; the status is that of a message too large."""
 
 T = TypeVar("T")
 
@@ -45,11 +57,16 @@ class RemoteStudy:
         address: HOST:PORT.
         ca_cert_pem: The study's CA: only a server that it signed is spoken to.
         identity: The site's certificate and key, or those of its invite.
-        parameters: Size of the study's model, once the manifest is known: bounds what a download may allocate.
+        parameters: Numbers of the study's model, once the manifest is known: the size of a model's download.
+        length: Coordinates of an encoded vector (`Encoding.length`), once the manifest is known: the size of a sum's
+            download. Downloads of another size are refused before room is made for them.
     """
 
-    def __init__(self, address: str, ca_cert_pem: bytes, identity: KeyPair, parameters: int = 0) -> None:
-        self._address, self._identity, self.parameters = address, identity, parameters
+    def __init__(
+        self, address: str, ca_cert_pem: bytes, identity: KeyPair, *, parameters: int = 0, length: int = 0
+    ) -> None:
+        self._address, self._identity = address, identity
+        self._model_bytes, self._sum_bytes = 4 * parameters, 4 * length
         self._channel = channel(address, ca_cert_pem, identity)
         self._stub = pb_grpc.FederationStub(self._channel)
 
@@ -76,6 +93,11 @@ class RemoteStudy:
             raise ProtocolError("the study's manifest is too large")
         return bytes(data)
 
+    def roster(self) -> Enrolled:
+        """See `federation.exchange.Link`."""
+        request = pb.GetRosterRequest()
+        return codec.decode_enrolled(self._call(lambda: self._stub.GetRoster(request, timeout=CALL_S)))
+
     def poll(self, session: bytes | None) -> Instruction:
         """See `federation.exchange.Link`."""
         request = pb.PollRequest(session=session or b"")
@@ -94,7 +116,7 @@ class RemoteStudy:
 
     def upload(self, session: bytes, message: MaskedInput, vector: RingVector, progress: Progress) -> None:
         """See `federation.exchange.Link`."""
-        header = pb.UploadHeader(session=session, digest=message.digest, size=vector.nbytes)
+        header = codec.encode_upload(session, message, vector.nbytes)
 
         def parts() -> Iterator[pb.UploadPart]:
             yield pb.UploadPart(header=header)
@@ -105,6 +127,11 @@ class RemoteStudy:
                 progress(done, vector.nbytes)
 
         self._call(lambda: self._stub.UploadMaskedInput(parts(), timeout=TRANSFER_S))
+
+    def confirm(self, session: bytes, message: Consistency) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.ConfirmContributorsRequest(session=session, consistency=message.to_bytes())
+        self._call(lambda: self._stub.ConfirmContributors(request, timeout=CALL_S))
 
     def unmask(self, session: bytes, shares: Shares) -> None:
         """See `federation.exchange.Link`."""
@@ -124,48 +151,61 @@ class RemoteStudy:
     def model(self, model_hash: str, progress: Progress) -> Weights:
         """See `federation.exchange.Link`."""
         request = pb.DownloadModelRequest(model_hash=bytes.fromhex(model_hash))
-        size = 4 * self.parameters
+        size = self._model_bytes
         _, data = self._call(
-            lambda: _download(iter(self._stub.DownloadModel(request, timeout=TRANSFER_S)), size, progress)
+            lambda: _download(iter(self._stub.DownloadModel(request, timeout=TRANSFER_S)), size, "model", progress)
         )
         return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
 
     def published(self, round_number: int, progress: Progress) -> Published:
         """See `federation.exchange.Link`."""
         request = pb.DownloadSumRequest(round=round_number)
-        size = 4 * (self.parameters + 1)
+        size = self._sum_bytes
         header, data = self._call(
-            lambda: _download(iter(self._stub.DownloadSum(request, timeout=TRANSFER_S)), size, progress)
+            lambda: _download(iter(self._stub.DownloadSum(request, timeout=TRANSFER_S)), size, "sum", progress)
         )
-        contributors = codec.names(header.contributors, "contributors")
-        total: NDArray[np.uint32] = np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
-        return Published(round_number, contributors, total)
+        if header.round != round_number:
+            raise ProtocolError(f"the server sent the sum of round {header.round} instead of {round_number}")
+        return codec.decode_published(header, np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False))
+
+    def holds(self, model_hash: str) -> None:
+        """See `federation.exchange.Link`."""
+        request = pb.HoldModelRequest(model_hash=bytes.fromhex(model_hash))
+        self._call(lambda: self._stub.HoldModel(request, timeout=CALL_S))
 
     def _call(self, call: Callable[[], T]) -> T:
         try:
-            return call()
+            answer = call()
         except grpc.RpcError as error:
             raise self._translate(error) from error
+        if answer is None:  # what gRPC makes of a success without a message
+            raise ProtocolError("the server answered with nothing", where=self._address)
+        return answer
 
     def _translate(self, error: grpc.RpcError) -> FedsegError:
         # grpc's own classes of RpcError are Calls too, which its stubs do not say.
         code = error.code() if isinstance(error, grpc.Call) else None
+        details = (error.details() or "") if isinstance(error, grpc.Call) else ""
         refusal = REFUSALS.get(code) if code is not None else None
-        if refusal is not None and isinstance(error, grpc.Call):
-            what, _, hint = (error.details() or "").partition("\n")
+        if refusal is not None:
+            what, _, hint = details.partition("\n")
             return refusal(codec.screen_text(what), where=self._address, hint=codec.screen_text(hint) or None)
+        if BUSY in details:
+            return Unreachable("the server is busy", where=self._address, hint="try again later")
         explained = explain(error, self._address, cert_pem=self._identity.cert_pem, now=time.time())
         if code in PASSING and isinstance(explained, LinkError):
             return Unreachable(explained.what, where=explained.where, hint=explained.hint)
         return explained
 
 
-def _download(parts: Iterator[pb.DownloadPart], size: int, progress: Progress) -> tuple[pb.DownloadHeader, bytearray]:
+def _download(
+    parts: Iterator[pb.DownloadPart], size: int, what: str, progress: Progress
+) -> tuple[pb.DownloadHeader, bytearray]:
     """Collect a download whose size is known beforehand, and check its digest."""
     header = next(parts, pb.DownloadPart()).header
     if header.size != size:
-        raise ProtocolError(f"the server offers {header.size} bytes where the study's model takes {size}")
-    data = codec.collect((part.chunk for part in parts), size, lambda done: progress(done, size))
+        raise ProtocolError(f"the server offers {header.size} bytes where a {what} of this study has {size}")
+    data = codec.collect(parts, size, lambda done: progress(done, size))
     if hashlib.sha256(data).digest() != header.digest:
         raise ProtocolError("a download does not fit its own digest")
     return header, data

@@ -1,12 +1,15 @@
 """Wire messages to typed values and back: strict and total.
 
-Whatever arrives is either turned into a value that cannot be wrong, or refused with a `ProtocolError`.
+Whatever arrives is either turned into a value that cannot be wrong, or refused with a `ProtocolError`. Lengths and
+counts are compared with what a study can have before anything is copied or made room for; what protobuf has parsed by
+then is bounded by the size of one message (`credentials.MAX_MESSAGE_BYTES`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -14,11 +17,16 @@ from numpy.typing import NDArray
 
 from fedseg.errors import ProtocolError
 from fedseg.federation.exchange import (
+    Best,
+    Confirm,
+    Enrolled,
     Finished,
     Head,
     Instruction,
     Join,
     Paused,
+    Published,
+    RingVector,
     ShareKeys,
     Submit,
     Unmask,
@@ -27,30 +35,48 @@ from fedseg.federation.exchange import (
 )
 from fedseg.plan import MAX_SITES, SITE_NAME
 from fedseg.rpc._pb import federation_pb2 as pb
-from fedseg.secagg.messages import Advertisement, SessionHeader
+from fedseg.secagg.messages import Advertisement, MaskedInput, SessionHeader
+from fedseg.secagg.sealing import ENVELOPE_SIZE
+from fedseg.secagg.signing import SIGNATURE_SIZE, SIGNING_KEY_SIZE
 
 CHUNK_BYTES = 1 << 20
 HASH_BYTES = 32
 MAX_TEXT = 500
+MAX_ROUNDS = 10_000
+"""As many as a plan's schedule may have."""
 
 REASONS: tuple[WithdrawReason, ...] = get_args(WithdrawReason)
 
 
-def hash_bytes(data: bytes, what: str) -> bytes:
-    """32 bytes, or a `ProtocolError` that names what they should have been."""
-    if len(data) != HASH_BYTES:
-        raise ProtocolError(f"{what} has {len(data)} bytes instead of {HASH_BYTES}")
+def sized(data: bytes, size: int, what: str) -> bytes:
+    """Exactly `size` bytes, or a `ProtocolError` that names what they should have been."""
+    if len(data) != size:
+        raise ProtocolError(f"{what} has {len(data)} bytes instead of {size}")
     return data
 
 
-def names(listed: Iterable[str], what: str) -> tuple[str, ...]:
+def hash_bytes(data: bytes, what: str) -> bytes:
+    """32 bytes, or a `ProtocolError` that names what they should have been."""
+    return sized(data, HASH_BYTES, what)
+
+
+def names(listed: Collection[str], what: str) -> tuple[str, ...]:
     """Site names: sorted, each once, at most as many as a study may have."""
+    if len(listed) > MAX_SITES:
+        raise ProtocolError(f"{what}: more than a study has sites")
     found = tuple(listed)
-    if list(found) != sorted(set(found)) or len(found) > MAX_SITES:
+    if list(found) != sorted(set(found)):
         raise ProtocolError(f"{what}: not a sorted list of sites")
     if not all(SITE_NAME.fullmatch(name) for name in found):
         raise ProtocolError(f"{what}: not names of sites")
     return found
+
+
+def table(entries: Mapping[str, bytes], size: int, what: str) -> dict[str, bytes]:
+    """By site, sorted: `size` bytes each; at most as many as a study may have sites."""
+    if len(entries) > MAX_SITES:
+        raise ProtocolError(f"{what}: more than a study has sites")
+    return {name: sized(entries[name], size, f"{what}: that of {name}") for name in names(sorted(entries), what)}
 
 
 def screen_text(text: str) -> str:
@@ -65,22 +91,27 @@ def encode_instruction(instruction: Instruction) -> pb.PollReply:
             return pb.PollReply(wait=pb.Wait(reason=instruction.reason))
         case Join():
             return pb.PollReply(join=pb.Join(header=instruction.header.to_bytes(), head=_encode_head(instruction.head)))
-        case ShareKeys():
-            sent = [each.to_bytes() for each in instruction.advertisements]
-            return pb.PollReply(share_keys=pb.ShareKeysInstruction(session=instruction.session, advertisements=sent))
-        case Submit():
-            submit = pb.Submit(
-                session=instruction.session, sharers=instruction.sharers, envelopes=instruction.envelopes
-            )
-            return pb.PollReply(submit=submit)
-        case Unmask():
-            unmask = pb.UnmaskInstruction(session=instruction.session, contributors=instruction.contributors)
-            return pb.PollReply(unmask=unmask)
         case Finished():
             history = [pb.ClosedRound(round=number, contributors=sites) for number, sites in instruction.history]
             return pb.PollReply(finished=pb.Finished(head=_encode_head(instruction.head), history=history))
         case Paused():
             return pb.PollReply(paused=pb.Paused(reason=instruction.reason))
+        case _:
+            return _encode_step(instruction)
+
+
+def _encode_step(step: ShareKeys | Submit | Confirm | Unmask) -> pb.PollReply:
+    session = step.session
+    match step:
+        case ShareKeys():
+            sent = [each.to_bytes() for each in step.advertisements]
+            return pb.PollReply(share_keys=pb.ShareKeysInstruction(session=session, advertisements=sent))
+        case Submit():
+            return pb.PollReply(submit=pb.Submit(session=session, sharers=step.sharers, envelopes=step.envelopes))
+        case Confirm():
+            return pb.PollReply(confirm=pb.ConfirmInstruction(session=session, contributors=step.contributors))
+        case Unmask():
+            return pb.PollReply(unmask=pb.UnmaskInstruction(session=session, signatures=step.signatures))
 
 
 def decode_instruction(reply: pb.PollReply) -> Instruction:
@@ -96,16 +127,28 @@ def decode_instruction(reply: pb.PollReply) -> Instruction:
 
 
 def _encode_head(head: Head) -> pb.Head:
+    best = None
+    if head.best is not None:
+        best = pb.Best(model_hash=bytes.fromhex(head.best.model_hash), score=head.best.score)
     return pb.Head(
         model_hash=bytes.fromhex(head.model_hash),
         closed_round=head.closed_round,
         base_model=bytes.fromhex(head.base_model),
+        best=best,
     )
 
 
 def _head(message: pb.Head) -> Head:
     model = hash_bytes(message.model_hash, "a model's hash").hex()
-    return Head(model, message.closed_round, hash_bytes(message.base_model, "a model's hash").hex())
+    base = hash_bytes(message.base_model, "a model's hash").hex()
+    return Head(model, message.closed_round, base, _best(message.best) if message.HasField("best") else None)
+
+
+def _best(message: pb.Best) -> Best:
+    # Written so that NaN is refused too.
+    if not 0 <= message.score <= 1:
+        raise ProtocolError("the best model's score is not within 0 to 1")
+    return Best(hash_bytes(message.model_hash, "a model's hash").hex(), message.score)
 
 
 def _share_keys(message: pb.ShareKeysInstruction) -> ShareKeys:
@@ -116,17 +159,26 @@ def _share_keys(message: pb.ShareKeysInstruction) -> ShareKeys:
 
 
 def _submit(message: pb.Submit) -> Submit:
-    envelopes = dict(message.envelopes)
-    names(sorted(envelopes), "envelopes")
+    envelopes = table(message.envelopes, ENVELOPE_SIZE, "envelopes")
     return Submit(hash_bytes(message.session, "a session"), names(message.sharers, "sharers"), envelopes)
 
 
+def _confirm(message: pb.ConfirmInstruction) -> Confirm:
+    return Confirm(hash_bytes(message.session, "a session"), names(message.contributors, "contributors"))
+
+
 def _unmask(message: pb.UnmaskInstruction) -> Unmask:
-    return Unmask(hash_bytes(message.session, "a session"), names(message.contributors, "contributors"))
+    return Unmask(
+        hash_bytes(message.session, "a session"), table(message.signatures, SIGNATURE_SIZE, "signatures of step 4")
+    )
 
 
 def _finished(message: pb.Finished) -> Finished:
+    if len(message.history) > MAX_ROUNDS:
+        raise ProtocolError("a history of more rounds than a study may have")
     history = tuple((closed.round, names(closed.contributors, "contributors")) for closed in message.history)
+    if any(first >= second for (first, _), (second, _) in pairwise(history)):
+        raise ProtocolError("a history whose rounds are not in order")
     return Finished(_head(message.head), history)
 
 
@@ -135,10 +187,70 @@ _DECODERS: dict[str, Callable[[pb.PollReply], Instruction]] = {
     "join": lambda reply: Join(SessionHeader.from_bytes(reply.join.header), _head(reply.join.head)),
     "share_keys": lambda reply: _share_keys(reply.share_keys),
     "submit": lambda reply: _submit(reply.submit),
+    "confirm": lambda reply: _confirm(reply.confirm),
     "unmask": lambda reply: _unmask(reply.unmask),
     "finished": lambda reply: _finished(reply.finished),
     "paused": lambda reply: Paused(screen_text(reply.paused.reason)),
 }
+
+
+def encode_enrolled(enrolled: Enrolled) -> pb.GetRosterReply:
+    """Who has enrolled, as the wire carries it."""
+    return pb.GetRosterReply(server_key=enrolled.server_key, keys=enrolled.keys)
+
+
+def decode_enrolled(reply: pb.GetRosterReply) -> Enrolled:
+    """Who has enrolled. Whether the keys are keys, and whose, is for the roster that is made of them to say.
+
+    Raises:
+        ProtocolError: if a name or a length is wrong, or there are more than a study may have.
+    """
+    server_key = sized(reply.server_key, SIGNING_KEY_SIZE, "the server's key")
+    return Enrolled(server_key, table(reply.keys, SIGNING_KEY_SIZE, "protocol keys"))
+
+
+def encode_upload(session: bytes, message: MaskedInput, size: int) -> pb.UploadHeader:
+    """What goes ahead of a vector of `size` bytes."""
+    return pb.UploadHeader(session=session, digest=message.digest, size=size, signature=message.signature)
+
+
+def decode_upload(header: pb.UploadHeader, site: str) -> MaskedInput:
+    """The message of step 3 that an upload's header carries, in the name of the site that has authenticated itself.
+
+    Raises:
+        ProtocolError: if digest or signature are of a wrong length.
+    """
+    digest = hash_bytes(header.digest, "a digest")
+    return MaskedInput(site, digest, sized(header.signature, SIGNATURE_SIZE, "a signature"))
+
+
+def encode_published(published: Published) -> pb.DownloadHeader:
+    """What goes ahead of a closed round's sum."""
+    return pb.DownloadHeader(
+        size=published.total.nbytes,
+        digest=published.digest,
+        contributors=published.contributors,
+        round=published.round,
+        session=published.session,
+        next_model=bytes.fromhex(published.next_model),
+        signature=published.signature,
+    )
+
+
+def decode_published(header: pb.DownloadHeader, total: RingVector) -> Published:
+    """A closed round's sum, from what went ahead of it and the sum itself; the signature is for the caller to verify.
+
+    Raises:
+        ProtocolError: if a name or a length is wrong.
+    """
+    return Published(
+        round=header.round,
+        contributors=names(header.contributors, "contributors"),
+        total=total,
+        session=hash_bytes(header.session, "a session"),
+        next_model=hash_bytes(header.next_model, "a model's hash").hex(),
+        signature=sized(header.signature, SIGNATURE_SIZE, "the server's signature"),
+    )
 
 
 def encode_reason(reason: WithdrawReason) -> pb.WithdrawReason.ValueType:
@@ -170,21 +282,43 @@ def chunks(vector: NDArray[np.uint32] | NDArray[np.float32]) -> Iterator[bytes]:
         yield bytes(view[start : start + CHUNK_BYTES])
 
 
-def collect(parts: Iterable[bytes], size: int, on_bytes: Callable[[int], None]) -> bytearray:
-    """Join chunks into one buffer of `size` bytes, which the caller has bounded.
+def pieces(parts: Iterable[pb.UploadPart] | Iterable[pb.DownloadPart], size: int) -> Iterator[bytes]:
+    """The chunks of a transfer of `size` bytes, which the caller has bounded.
+
+    Each chunk but the last has 1 MiB, so that the other end cannot make a transfer of endless small ones.
 
     Raises:
-        ProtocolError: if there are more or fewer bytes, or a chunk is larger than 1 MiB.
+        ProtocolError: if there are more or fewer bytes, a chunk of another size, or a second header.
+    """
+    left = size
+    for part in parts:
+        if not left:
+            raise ProtocolError(f"a transfer of {size} bytes brought more")
+        expected = min(CHUNK_BYTES, left)
+        yield sized(part.chunk, expected, "a piece of a transfer")
+        left -= expected
+    if left:
+        raise ProtocolError(f"a transfer was cut short: {size - left} of {size} bytes")
+
+
+def collect(
+    parts: Iterable[pb.UploadPart] | Iterable[pb.DownloadPart], size: int, on_bytes: Callable[[int], None]
+) -> bytearray:
+    """Join the chunks of a transfer into one buffer of `size` bytes, which the caller has bounded.
+
+    Args:
+        parts: What follows the header.
+        size: Bytes to expect.
+        on_bytes: Told how many are there.
+
+    Raises:
+        ProtocolError: see `pieces`.
     """
     buffer, filled = bytearray(size), 0
-    for part in parts:
-        if len(part) > CHUNK_BYTES or filled + len(part) > size:
-            raise ProtocolError(f"a transfer of {size} bytes brought more")
-        buffer[filled : filled + len(part)] = part
-        filled += len(part)
+    for piece in pieces(parts, size):
+        buffer[filled : filled + len(piece)] = piece
+        filled += len(piece)
         on_bytes(filled)
-    if filled != size:
-        raise ProtocolError(f"a transfer was cut short: {filled} of {size} bytes")
     return buffer
 
 

@@ -1,7 +1,8 @@
 """The server's end of the wire: says who calls, decodes, hands on, and turns errors into statuses.
 
-Peers are known by the SHA-256 of the certificate they present, in every call. No message of a failure that the server
-did not foresee leaves it.
+Peers are known by the SHA-256 of the certificate they present, in every call, and a site may only speak for itself.
+Signatures are not looked at here: the study's aggregator verifies them. No message of a failure that the server did not
+foresee leaves it. What a peer can make the server hold, `rpc.turns` says.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
-import numpy as np
 
-from fedseg.errors import FedsegError, InviteError, LinkError, ProtocolError, StaleSession
+from fedseg.errors import (
+    FedsegError,
+    InviteError,
+    LinkError,
+    ProtocolError,
+    StaleSession,
+    StorageError,
+    Unreachable,
+)
 from fedseg.federation.exchange import LedgerClaim, Link
 from fedseg.rpc import codec
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc._pb import federation_pb2_grpc as pb_grpc
 from fedseg.rpc.credentials import (
-    SERVER_OPTIONS,
     CertifiedPeer,
     InvitePeer,
     ServerTls,
@@ -31,21 +40,36 @@ from fedseg.rpc.credentials import (
     peer_certificate,
     server_credentials,
 )
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
+from fedseg.rpc.staging import stage
+from fedseg.rpc.turns import CALLS_A_SITE, Turns, bounded_options
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, Shares
+from fedseg.secagg.signing import SIGNING_KEY_SIZE
 
 log = logging.getLogger(__name__)
 
 MAX_CERTIFICATE_REQUEST = 16 * 1024
-THREADS_A_SITE = 3
+SPARE_THREADS = 4
 
 STATUS: tuple[tuple[type[FedsegError], grpc.StatusCode], ...] = (
     (StaleSession, grpc.StatusCode.ABORTED),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
     (InviteError, grpc.StatusCode.PERMISSION_DENIED),
+    (Unreachable, grpc.StatusCode.UNAVAILABLE),
     (LinkError, grpc.StatusCode.UNAUTHENTICATED),
 )
 
 Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+class Signed(Protocol):
+    """A canonical message that names its sender."""
+
+    @property
+    def site(self) -> str:
+        """Who sends it."""
+
+
+Message = TypeVar("Message", bound=Signed)
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,8 @@ class Desk:
         study_ca: The study's CA in PEM.
         invites: CA certificate (PEM) of every invite by its identifier.
         now: Seconds since 1970.
-        vector_bytes: Size of an upload.
+        vector_bytes: Size of one encoded vector: of an upload.
+        staging: The folder in which an upload lies until it is whole; on a disk with room for one a site.
         expect_upload: Raises `StaleSession` where nobody asked this site for an upload in this session.
     """
 
@@ -72,6 +97,7 @@ class Desk:
     invites: Callable[[], dict[str, bytes]] = field(repr=False)
     now: Callable[[], float]
     vector_bytes: int
+    staging: Path
     expect_upload: Callable[[str, bytes], None]
 
 
@@ -101,6 +127,9 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     if isinstance(error, grpc.RpcError):
         # The caller has gone in mid-transfer: no failure of this server's, and nobody to tell.
         raise error
+    if isinstance(error, StorageError):
+        log.error("%s", error)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the server cannot store what it is sent; its log says why")
     for kind, status in STATUS:
         if isinstance(error, kind):
             context.abort(status, error.what if error.hint is None else f"{error.what}\n{error.hint}")
@@ -114,7 +143,7 @@ class FederationService(pb_grpc.FederationServicer):
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._uploads: dict[str, grpc.ServicerContext] = {}
+        self._turns = Turns()
 
     def _peer(self, context: grpc.ServicerContext) -> InvitePeer | CertifiedPeer:
         desk = self._desk
@@ -127,8 +156,17 @@ class FederationService(pb_grpc.FederationServicer):
             raise LinkError("this certificate is not that of an enrolled site", hint="enrol with an invite first")
         return site
 
-    def _link(self, context: grpc.ServicerContext) -> Link:
-        return self._desk.link(self._site(context))
+    @contextmanager
+    def _call(self, context: grpc.ServicerContext) -> Iterator[tuple[str, Link]]:
+        site = self._site(context)
+        with self._turns.call(site):
+            yield site, self._desk.link(site)
+
+    @contextmanager
+    def _transfer(self, context: grpc.ServicerContext) -> Iterator[tuple[str, Link]]:
+        site = self._site(context)
+        with self._turns.transfer(site, context.cancel):
+            yield site, self._desk.link(site)
 
     @_unary
     def Enrol(self, request: pb.EnrolRequest, context: grpc.ServicerContext) -> pb.EnrolReply:
@@ -138,70 +176,90 @@ class FederationService(pb_grpc.FederationServicer):
             raise InviteError("this site is enrolled already", hint="go on with: fedseg client join --state DIR")
         if len(request.certificate_request) > MAX_CERTIFICATE_REQUEST:
             raise ProtocolError("the certificate request is too large")
-        codec.hash_bytes(request.protocol_key, "the protocol key")
+        codec.sized(request.protocol_key, SIGNING_KEY_SIZE, "the protocol key")
         certificate = self._desk.enrol(peer.invite, request.certificate_request, request.protocol_key)
         return pb.EnrolReply(certificate=certificate)
 
     @_unary
     def GetManifest(self, request: pb.GetManifestRequest, context: grpc.ServicerContext) -> pb.GetManifestReply:
         """See the protocol file."""
-        return pb.GetManifestReply(manifest=self._link(context).manifest())
+        with self._call(context) as (_, link):
+            return pb.GetManifestReply(manifest=link.manifest())
+
+    @_unary
+    def GetRoster(self, request: pb.GetRosterRequest, context: grpc.ServicerContext) -> pb.GetRosterReply:
+        """See the protocol file."""
+        with self._call(context) as (_, link):
+            return codec.encode_enrolled(link.roster())
 
     @_unary
     def Poll(self, request: pb.PollRequest, context: grpc.ServicerContext) -> pb.PollReply:
         """See the protocol file."""
-        session = codec.hash_bytes(request.session, "a session") if request.session else None
-        return codec.encode_instruction(self._link(context).poll(session))
+        with self._call(context) as (_, link):
+            session = _session(request) if request.session else None
+            return codec.encode_instruction(link.poll(session))
 
     @_unary
     def AdvertiseKeys(self, request: pb.AdvertiseKeysRequest, context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        sent = request.advertisement
-        self._link(context).advertise(request.session, Advertisement.from_bytes(sent) if sent else None)
+        with self._call(context) as (site, link):
+            sent = request.advertisement
+            link.advertise(_session(request), _own(Advertisement.from_bytes(sent), site) if sent else None)
         return pb.Ack()
 
     @_unary
     def ShareKeys(self, request: pb.ShareKeysRequest, context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        self._link(context).share_keys(request.session, Envelopes.from_bytes(request.envelopes))
+        with self._call(context) as (site, link):
+            link.share_keys(_session(request), _own(Envelopes.from_bytes(request.envelopes), site))
         return pb.Ack()
 
     @_unary
     def UploadMaskedInput(self, request_iterator: Iterator[pb.UploadPart], context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        site = self._site(context)
-        header = next(request_iterator, pb.UploadPart()).header
-        if header.size != self._desk.vector_bytes:
-            raise ProtocolError(f"an upload has {self._desk.vector_bytes} bytes here, not {header.size}")
-        self._desk.expect_upload(site, header.session)
-        # One upload a site: a new one ends one that hangs, so that no site can hold more than a thread and a buffer.
-        earlier, self._uploads[site] = self._uploads.get(site), context
-        if earlier is not None:
-            earlier.cancel()  # type: ignore[no-untyped-call]  # grpc's stubs leave it untyped
-        message = MaskedInput(site, codec.hash_bytes(header.digest, "a digest"))
-        parts = (part.chunk for part in request_iterator)
-        buffer = codec.collect(parts, header.size, lambda _: self._desk.alive(site))
-        vector = np.frombuffer(buffer, dtype="<u4").astype(np.uint32, copy=False)
-        self._desk.link(site).upload(header.session, message, vector, lambda _done, _size: None)
+        with self._transfer(context) as (site, link):
+            header = next(request_iterator, pb.UploadPart()).header
+            size = self._desk.vector_bytes
+            if header.size != size:
+                raise ProtocolError(f"an upload has {size} bytes here, not {header.size}")
+            message = codec.decode_upload(header, site)
+            self._desk.expect_upload(site, _session(header))
+            vector = stage(self._desk.staging, self._sent(site, request_iterator), size)
+            link.upload(header.session, message, vector, lambda _done, _size: None)
+        return pb.Ack()
+
+    def _sent(self, site: str, parts: Iterator[pb.UploadPart]) -> Iterator[bytes]:
+        for piece in codec.pieces(parts, self._desk.vector_bytes):
+            self._desk.alive(site)
+            yield piece
+
+    @_unary
+    def ConfirmContributors(self, request: pb.ConfirmContributorsRequest, context: grpc.ServicerContext) -> pb.Ack:
+        """See the protocol file."""
+        with self._call(context) as (site, link):
+            link.confirm(_session(request), _own(Consistency.from_bytes(request.consistency), site))
         return pb.Ack()
 
     @_unary
     def Unmask(self, request: pb.UnmaskRequest, context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        self._link(context).unmask(request.session, Shares.from_bytes(request.shares))
+        with self._call(context) as (site, link):
+            link.unmask(_session(request), _own(Shares.from_bytes(request.shares), site))
         return pb.Ack()
 
     @_unary
     def Withdraw(self, request: pb.WithdrawRequest, context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        self._link(context).withdraw(request.session, codec.decode_reason(request.reason))
+        with self._call(context) as (_, link):
+            link.withdraw(_session(request), codec.decode_reason(request.reason))
         return pb.Ack()
 
     @_unary
     def ClaimLedger(self, request: pb.ClaimLedgerRequest, context: grpc.ServicerContext) -> pb.Ack:
         """See the protocol file."""
-        head = codec.hash_bytes(request.head, "a ledger's head").hex()
-        self._link(context).claim(LedgerClaim(request.rounds, request.steps, head))
+        with self._call(context) as (_, link):
+            head = codec.hash_bytes(request.head, "a ledger's head").hex()
+            link.claim(LedgerClaim(request.rounds, request.steps, head))
         return pb.Ack()
 
     @_streaming
@@ -209,28 +267,50 @@ class FederationService(pb_grpc.FederationServicer):
         self, request: pb.DownloadModelRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.DownloadPart]:
         """See the protocol file."""
-        site = self._site(context)
-        wanted = codec.hash_bytes(request.model_hash, "a model's hash").hex()
-        weights = self._desk.link(site).model(wanted, lambda _done, _size: None)
-        header = pb.DownloadHeader(size=weights.nbytes, digest=codec.digest_of(weights))
-        yield from self._parts(site, header, codec.chunks(weights))
+        with self._transfer(context) as (site, link):
+            weights = link.model(_model(request), lambda _done, _size: None)
+            header = pb.DownloadHeader(size=weights.nbytes, digest=codec.digest_of(weights))
+            yield from self._parts(site, header, codec.chunks(weights))
 
     @_streaming
     def DownloadSum(self, request: pb.DownloadSumRequest, context: grpc.ServicerContext) -> Iterator[pb.DownloadPart]:
         """See the protocol file."""
-        site = self._site(context)
-        published = self._desk.link(site).published(request.round, lambda _done, _size: None)
-        total = published.total
-        header = pb.DownloadHeader(
-            size=total.nbytes, digest=codec.digest_of(total), contributors=published.contributors
-        )
-        yield from self._parts(site, header, codec.chunks(total))
+        with self._transfer(context) as (site, link):
+            published = link.published(request.round, lambda _done, _size: None)
+            yield from self._parts(site, codec.encode_published(published), codec.chunks(published.total))
 
     def _parts(self, site: str, header: pb.DownloadHeader, pieces: Iterator[bytes]) -> Iterator[pb.DownloadPart]:
         yield pb.DownloadPart(header=header)
         for piece in pieces:
             self._desk.alive(site)
             yield pb.DownloadPart(chunk=piece)
+
+    @_unary
+    def HoldModel(self, request: pb.HoldModelRequest, context: grpc.ServicerContext) -> pb.Ack:
+        """See the protocol file."""
+        with self._call(context) as (_, link):
+            link.holds(_model(request))
+        return pb.Ack()
+
+
+class _InSession(Protocol):
+    @property
+    def session(self) -> bytes: ...
+
+
+def _session(request: _InSession) -> bytes:
+    return codec.hash_bytes(request.session, "a session")
+
+
+def _model(request: pb.DownloadModelRequest | pb.HoldModelRequest) -> str:
+    return codec.hash_bytes(request.model_hash, "a model's hash").hex()
+
+
+def _own(message: Message, site: str) -> Message:
+    """A message of the site that has authenticated itself; another site's is refused."""
+    if message.site != site:
+        raise ProtocolError(f"{site} sent a message in another site's name")
+    return message
 
 
 def start_server(desk: Desk, bind: str, tls: Callable[[], ServerTls], *, sites: int) -> tuple[grpc.Server, int]:
@@ -240,7 +320,7 @@ def start_server(desk: Desk, bind: str, tls: Callable[[], ServerTls], *, sites: 
         desk: The study.
         bind: HOST:PORT.
         tls: The server's certificate and key, and the CAs whose clients may connect.
-        sites: Sites of the study; each may hold one poll, one transfer and one short call.
+        sites: Sites of the study, each of which may hold `CALLS_A_SITE` threads.
 
     Returns:
         The server, started, and its port.
@@ -248,8 +328,9 @@ def start_server(desk: Desk, bind: str, tls: Callable[[], ServerTls], *, sites: 
     Raises:
         LinkError: if the port is in use or the address is not this machine's.
     """
-    pool = ThreadPoolExecutor(THREADS_A_SITE * sites + 4, thread_name_prefix="rpc")
-    server = grpc.server(pool, options=SERVER_OPTIONS)
+    threads = CALLS_A_SITE * sites + SPARE_THREADS
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+    server = grpc.server(pool, options=bounded_options(), maximum_concurrent_rpcs=threads)
     pb_grpc.add_FederationServicer_to_server(FederationService(desk), server)
     port = listen(server, bind, server_credentials(tls))
     server.start()

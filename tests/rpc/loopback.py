@@ -1,4 +1,4 @@
-"""A real gRPC server on loopback with one call, Ask, that answers with the caller's fingerprint."""
+"""A real gRPC server on loopback; by default with one call, Ask, that answers with the caller's fingerprint."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def _answer(request: bytes, context: grpc.ServicerContext) -> bytes:
     return b"x" * (5 << 20) if request == b"big" else credentials.peer_fingerprint(context).encode()
 
 
+ASK = grpc.method_handlers_generic_handler("test.Test", {"Ask": grpc.unary_unary_rpc_method_handler(_answer)})
+
+
 @contextmanager
-def serving(get_tls: Callable[[], ServerTls]) -> Iterator[str]:
+def serving(get_tls: Callable[[], ServerTls], handler: grpc.GenericRpcHandler[bytes, bytes] = ASK) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(2), options=credentials.SERVER_OPTIONS)
-    handlers = {"Ask": grpc.unary_unary_rpc_method_handler(_answer)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+    server.add_generic_rpc_handlers((handler,))
     port = credentials.listen(server, "127.0.0.1:0", credentials.server_credentials(get_tls))
     server.start()
     try:

@@ -1,24 +1,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fedseg.errors import ProtocolError
-from fedseg.federation.exchange import Finished, Head, Instruction, Join, Paused, ShareKeys, Submit, Unmask, Wait
+from fedseg.federation.exchange import (
+    Best,
+    Confirm,
+    Enrolled,
+    Finished,
+    Head,
+    Instruction,
+    Join,
+    Paused,
+    Published,
+    ShareKeys,
+    Submit,
+    Unmask,
+    Wait,
+)
+from fedseg.plan import Schedule
 from fedseg.rpc import codec
 from fedseg.rpc._pb import federation_pb2 as pb
-from fedseg.secagg.messages import Advertisement
-from fedseg.secagg.site import advertise
-from tests.secagg.helpers import entropy, session
+from fedseg.secagg.messages import MaskedInput
+from fedseg.secagg.sealing import ENVELOPE_SIZE
+from tests.secagg.helpers import after_advertise, session
 
 HEADER = session()
 HASHES = st.binary(min_size=32, max_size=32)
@@ -26,20 +39,29 @@ NAMES = st.sets(st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True), max_s
     lambda names: tuple(sorted(names))
 )
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=50)
-HEADS = st.builds(Head, HASHES.map(bytes.hex), st.integers(0, 2**32 - 1), HASHES.map(bytes.hex))
+SIGNATURES = st.binary(min_size=64, max_size=64)
+MODELS = HASHES.map(bytes.hex)
+HEADS = st.builds(Head, MODELS, st.integers(0, 2**32 - 1), MODELS, st.none() | st.builds(Best, MODELS, st.floats(0, 1)))
 ADVERTISEMENTS = st.lists(
-    st.sampled_from([advertise(HEADER, site, entropy(site))[1] for site in HEADER.sites]), max_size=4
+    st.sampled_from([state.message for state in after_advertise(HEADER)[1].values()]), max_size=4
+)  # fmt: skip
+HISTORY = st.dictionaries(st.integers(0, 2**32 - 1), NAMES, max_size=4).map(
+    lambda rounds: tuple(sorted(rounds.items()))
 )
-HISTORY = st.lists(st.tuples(st.integers(0, 2**32 - 1), NAMES), max_size=4).map(tuple)
+
+
+def tables(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:
+    return NAMES.flatmap(lambda names: st.fixed_dictionaries(dict.fromkeys(names, values)))
+
+
 INSTRUCTIONS: st.SearchStrategy[Instruction] = st.one_of(
     st.builds(Wait, TEXT),
     st.builds(Paused, TEXT),
     st.builds(Join, st.just(HEADER), HEADS),
     st.builds(ShareKeys, HASHES, ADVERTISEMENTS.map(tuple)),
-    NAMES.flatmap(lambda names: st.builds(
-        Submit, HASHES, st.just(names), st.fixed_dictionaries({name: st.binary(max_size=20) for name in names}))
-    ),
-    st.builds(Unmask, HASHES, NAMES),
+    st.builds(Submit, HASHES, NAMES, tables(st.binary(min_size=ENVELOPE_SIZE, max_size=ENVELOPE_SIZE))),
+    st.builds(Confirm, HASHES, NAMES),
+    st.builds(Unmask, HASHES, tables(SIGNATURES)),
     st.builds(Finished, HEADS, HISTORY),
 )  # fmt: skip
 
@@ -50,31 +72,37 @@ def test_every_instruction_survives_the_wire(instruction: Instruction) -> None:
     assert codec.decode_instruction(pb.PollReply.FromString(sent)) == instruction
 
 
-@given(st.binary(max_size=300))
-def test_no_bytes_make_decoding_fail_otherwise(data: bytes) -> None:
-    try:
-        reply = pb.PollReply.FromString(data)
-    except DecodeError:
-        return
-    try:
-        instruction = codec.decode_instruction(reply)
-    except ProtocolError:
-        return
-    assert isinstance(instruction, Instruction)
+@given(st.builds(Enrolled, HASHES, tables(HASHES)))
+def test_who_has_enrolled_survives_the_wire(enrolled: Enrolled) -> None:
+    sent = codec.encode_enrolled(enrolled).SerializeToString()
+    assert codec.decode_enrolled(pb.GetRosterReply.FromString(sent)) == enrolled
 
 
-@given(INSTRUCTIONS, st.data())
-def test_a_damaged_reply_is_read_or_refused(instruction: Instruction, data: st.DataObject) -> None:
-    sent = bytearray(codec.encode_instruction(instruction).SerializeToString())
-    if sent:
-        place = data.draw(st.integers(0, len(sent) - 1))
-        sent[place] ^= data.draw(st.integers(1, 255))
-    with suppress(ProtocolError, DecodeError):
-        codec.decode_instruction(pb.PollReply.FromString(bytes(sent)))
+@given(HASHES, HASHES, SIGNATURES, st.integers(0, 2**64 - 1))
+def test_what_goes_ahead_of_an_upload_survives_the_wire(
+    session: bytes, digest: bytes, signature: bytes, size: int
+) -> None:
+    message = MaskedInput("brno", digest, signature)
+    header = pb.UploadHeader.FromString(codec.encode_upload(session, message, size).SerializeToString())
+    assert codec.decode_upload(header, "brno") == message
+    assert (header.session, header.size) == (session, size)
+
+
+@given(st.integers(0, 2**32 - 1), NAMES, HASHES, MODELS, SIGNATURES)
+def test_what_goes_ahead_of_a_sum_survives_the_wire(
+    number: int, contributors: tuple[str, ...], session: bytes, model: str, signature: bytes
+) -> None:
+    total = np.arange(5, dtype=np.uint32)
+    published = Published(number, contributors, total, session, model, signature)
+    header = pb.DownloadHeader.FromString(codec.encode_published(published).SerializeToString())
+    received = codec.decode_published(header, total.copy())
+    assert replace(received, total=total) == published
+    assert (header.size, header.digest) == (20, hashlib.sha256(total.tobytes()).digest())
 
 
 GOOD = bytes(32)
 HEAD = pb.Head(model_hash=GOOD, base_model=GOOD)
+CROWD = [f"s{number:03}" for number in range(101)]
 
 
 @pytest.mark.parametrize(
@@ -97,16 +125,45 @@ HEAD = pb.Head(model_hash=GOOD, base_model=GOOD)
         (pb.PollReply(submit=pb.Submit(session=GOOD, sharers=["a", "a"])), "sharers: not a sorted list of sites"),
         (pb.PollReply(submit=pb.Submit(session=GOOD, envelopes={"../x": b""})), "envelopes: not names of sites"),
         (
-            pb.PollReply(unmask=pb.UnmaskInstruction(session=GOOD, contributors=["A"])),
+            pb.PollReply(submit=pb.Submit(session=GOOD, envelopes={"a": b"x"})),
+            f"envelopes: that of a has 1 bytes instead of {ENVELOPE_SIZE}",
+        ),
+        (
+            pb.PollReply(submit=pb.Submit(session=GOOD, envelopes=dict.fromkeys(CROWD, b""))),
+            "envelopes: more than a study has sites",
+        ),
+        (
+            pb.PollReply(confirm=pb.ConfirmInstruction(session=GOOD, contributors=["A"])),
             "contributors: not names of sites",
         ),
         (
-            pb.PollReply(unmask=pb.UnmaskInstruction(session=GOOD, contributors=[f"s{i:03}" for i in range(101)])),
-            "contributors: not a sorted list of sites",
+            pb.PollReply(confirm=pb.ConfirmInstruction(session=GOOD, contributors=CROWD)),
+            "contributors: more than a study has sites",
+        ),
+        (pb.PollReply(confirm=pb.ConfirmInstruction(contributors=["a"])), "a session has 0 bytes instead of 32"),
+        (
+            pb.PollReply(unmask=pb.UnmaskInstruction(session=GOOD, signatures={"a": bytes(63)})),
+            "signatures of step 4: that of a has 63 bytes instead of 64",
+        ),
+        (
+            pb.PollReply(unmask=pb.UnmaskInstruction(session=GOOD, signatures={"a\n": bytes(64)})),
+            "signatures of step 4: not names of sites",
+        ),
+        (
+            pb.PollReply(unmask=pb.UnmaskInstruction(session=GOOD, signatures=dict.fromkeys(CROWD, bytes(64)))),
+            "signatures of step 4: more than a study has sites",
         ),
         (
             pb.PollReply(finished=pb.Finished(head=HEAD, history=[pb.ClosedRound(round=1, contributors=["b", "a"])])),
             "contributors: not a sorted list of sites",
+        ),
+        (
+            pb.PollReply(finished=pb.Finished(head=HEAD, history=[pb.ClosedRound(round=2), pb.ClosedRound(round=2)])),
+            "a history whose rounds are not in order",
+        ),
+        (
+            pb.PollReply(finished=pb.Finished(head=HEAD, history=[pb.ClosedRound()] * 10_001)),
+            "a history of more rounds than a study may have",
         ),
     ],
 )
@@ -114,6 +171,24 @@ def test_replies_that_are_refused(reply: pb.PollReply, says: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         codec.decode_instruction(reply)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("score", [-0.001, 1.001, float("nan"), float("inf"), float("-inf")])
+def test_a_score_is_within_0_to_1(score: float) -> None:
+    head = pb.Head(model_hash=GOOD, base_model=GOOD, best=pb.Best(model_hash=GOOD, score=score))
+    with pytest.raises(ProtocolError, match="the best model's score is not within 0 to 1"):
+        codec.decode_instruction(pb.PollReply(join=pb.Join(header=HEADER.to_bytes(), head=head)))
+
+
+def test_a_best_model_has_a_hash() -> None:
+    head = pb.Head(model_hash=GOOD, base_model=GOOD, best=pb.Best(score=0.5))
+    with pytest.raises(ProtocolError, match="a model's hash has 0 bytes instead of 32"):
+        codec.decode_instruction(pb.PollReply(finished=pb.Finished(head=head)))
+
+
+def test_a_history_may_be_as_long_as_a_schedule() -> None:
+    [most] = [bound.le for bound in Schedule.model_fields["rounds"].metadata if hasattr(bound, "le")]
+    assert most == codec.MAX_ROUNDS
 
 
 def test_what_the_other_end_says_cannot_steer_a_terminal() -> None:
@@ -135,15 +210,17 @@ def test_reasons_survive_the_wire_and_strange_ones_are_refused() -> None:
 VECTORS = hnp.arrays(np.uint32, st.integers(0, 40)) | hnp.arrays(np.float32, st.integers(0, 40))
 
 
+def parts_of(pieces: list[bytes]) -> list[pb.DownloadPart]:
+    return [pb.DownloadPart(chunk=piece) for piece in pieces]
+
+
 @given(VECTORS, st.integers(1, 17))
 def test_vectors_travel_in_pieces(vector: NDArray[np.uint32], piece: int) -> None:
-    whole = vector.tobytes()
-    parts = [whole[start : start + piece] for start in range(0, len(whole), piece)]
-    told: list[int] = []
-    assert codec.collect(parts, len(whole), told.append) == whole
-    assert told == sorted(told)
-    assert told[-1:] == ([len(whole)] if whole else [])
-    assert b"".join(codec.chunks(vector)) == whole
+    whole, told = vector.tobytes(), list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "CHUNK_BYTES", piece)
+        assert codec.collect(parts_of(list(codec.chunks(vector))), len(whole), told.append) == whole
+    assert told == [*range(piece, len(whole), piece), *([len(whole)] if whole else [])]
     assert codec.digest_of(vector) == hashlib.sha256(whole).digest()
 
 
@@ -157,25 +234,25 @@ def test_pieces_are_of_a_mebibyte_and_little_endian() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "says"),
+    ("pieces", "says"),
     [
         ([], "a transfer was cut short: 0 of 10 bytes"),
-        ([b"12345", b"1234"], "a transfer was cut short: 9 of 10 bytes"),
-        ([b"12345", b"123456"], "a transfer of 10 bytes brought more"),
-        ([b"1234567890", b"", b"1"], "a transfer of 10 bytes brought more"),
+        ([b"123456789"], "a piece of a transfer has 9 bytes instead of 10"),
+        ([b"12345678901"], "a piece of a transfer has 11 bytes instead of 10"),
+        ([b""], "a piece of a transfer has 0 bytes instead of 10"),
+        ([b"1234567890", b""], "a transfer of 10 bytes brought more"),
+        ([b"1234567890", b"1"], "a transfer of 10 bytes brought more"),
     ],
 )
-def test_transfers_of_a_wrong_size(parts: Iterable[bytes], says: str) -> None:
+def test_transfers_of_a_wrong_size(pieces: list[bytes], says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        codec.collect(parts, 10, lambda _: None)
+        codec.collect(parts_of(pieces), 10, lambda _: None)
 
 
-def test_a_piece_too_large_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="brought more"):
-        codec.collect([bytes(codec.CHUNK_BYTES + 1)], 4 * codec.CHUNK_BYTES, lambda _: None)
-
-
-@given(st.binary(max_size=80))
-def test_an_advertisement_of_any_bytes_is_refused_or_itself(data: bytes) -> None:
-    with pytest.raises(ProtocolError):
-        Advertisement.from_bytes(data)
+def test_only_the_last_piece_may_be_small() -> None:
+    size = codec.CHUNK_BYTES + 1
+    whole = [bytes(codec.CHUNK_BYTES), b"x"]
+    assert codec.collect(parts_of(whole), size, lambda _: None) == b"".join(whole)
+    for pieces in (whole[::-1], [bytes(size)], [bytes(codec.CHUNK_BYTES)]):
+        with pytest.raises(ProtocolError):
+            codec.collect(parts_of(pieces), size, lambda _: None)

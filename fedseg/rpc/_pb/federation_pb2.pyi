@@ -4,7 +4,10 @@ isort:skip_file
 The wire of a fedseg study. Append-only: a field's number and meaning never change.
 
 Every call runs over mutual TLS on one port. The server knows who calls by the SHA-256 of the client certificate;
-no message names its sender. Hashes are raw 32 bytes unless a comment says otherwise.
+no field of these messages names their sender, and a canonical message (secagg/messages.py) that does must name the
+caller. Hashes are raw SHA-256, 32 bytes; signatures and keys are raw Ed25519, 64 and 32 bytes. A session's sid0 is
+the hash of its header. Sites are named as in the plan, 1 to 32 of a-z, 0-9 and '-'; a list or map of them has at
+most 100. No message is larger than 4 MiB, and none to the server larger than 1 MiB and 64 KiB.
 """
 
 from collections import abc as _abc
@@ -139,6 +142,67 @@ class GetManifestReply(_message.Message):
 Global___GetManifestReply: _TypeAlias = GetManifestReply  # noqa: Y015
 
 @_typing.final
+class GetRosterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRosterRequest: _TypeAlias = GetRosterRequest  # noqa: Y015
+
+@_typing.final
+class GetRosterReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KeysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SERVER_KEY_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    server_key: _builtins.bytes
+    """The Ed25519 key with which the server signs what it publishes."""
+    @_builtins.property
+    def keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Ed25519 protocol keys of the sites that have enrolled so far, by site."""
+
+    def __init__(
+        self,
+        *,
+        server_key: _builtins.bytes = ...,
+        keys: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "server_key", b"server_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRosterReply: _TypeAlias = GetRosterReply  # noqa: Y015
+
+@_typing.final
 class PollRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -169,6 +233,7 @@ class PollReply(_message.Message):
     UNMASK_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    CONFIRM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wait(self) -> Global___Wait: ...
     @_builtins.property
@@ -183,6 +248,8 @@ class PollReply(_message.Message):
     def finished(self) -> Global___Finished: ...
     @_builtins.property
     def paused(self) -> Global___Paused: ...
+    @_builtins.property
+    def confirm(self) -> Global___ConfirmInstruction: ...
     def __init__(
         self,
         *,
@@ -193,12 +260,13 @@ class PollReply(_message.Message):
         unmask: Global___UnmaskInstruction | None = ...,
         finished: Global___Finished | None = ...,
         paused: Global___Paused | None = ...,
+        confirm: Global___ConfirmInstruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "instruction", b"instruction", "join", b"join", "paused", b"paused", "share_keys", b"share_keys", "submit", b"submit", "unmask", b"unmask", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confirm", b"confirm", "finished", b"finished", "instruction", b"instruction", "join", b"join", "paused", b"paused", "share_keys", b"share_keys", "submit", b"submit", "unmask", b"unmask", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "instruction", b"instruction", "join", b"join", "paused", b"paused", "share_keys", b"share_keys", "submit", b"submit", "unmask", b"unmask", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm", b"confirm", "finished", b"finished", "instruction", b"instruction", "join", b"join", "paused", b"paused", "share_keys", b"share_keys", "submit", b"submit", "unmask", b"unmask", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_instruction: _TypeAlias = _typing.Literal["wait", "join", "share_keys", "submit", "unmask", "finished", "paused"]  # noqa: Y015
+    _WhichOneofReturnType_instruction: _TypeAlias = _typing.Literal["wait", "join", "share_keys", "submit", "unmask", "finished", "paused", "confirm"]  # noqa: Y015
     _WhichOneofArgType_instruction: _TypeAlias = _typing.Literal["instruction", b"instruction"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_instruction) -> _WhichOneofReturnType_instruction | None: ...
 
@@ -231,26 +299,56 @@ class Head(_message.Message):
     MODEL_HASH_FIELD_NUMBER: _builtins.int
     CLOSED_ROUND_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.bytes
     """The study's newest model."""
     closed_round: _builtins.int
     """The round that made it; 0 for the initial model."""
     base_model: _builtins.bytes
     """The model that this round started from."""
+    @_builtins.property
+    def best(self) -> Global___Best:
+        """What a collapse would roll back to; absent before the first score and in studies that keep none."""
+
     def __init__(
         self,
         *,
         model_hash: _builtins.bytes = ...,
         closed_round: _builtins.int = ...,
         base_model: _builtins.bytes = ...,
+        best: Global___Best | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "closed_round", b"closed_round", "model_hash", b"model_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "best", b"best", "closed_round", b"closed_round", "model_hash", b"model_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Head: _TypeAlias = Head  # noqa: Y015
+
+@_typing.final
+class Best(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    model_hash: _builtins.bytes
+    """The best model so far by the sites' summed validation Dice."""
+    score: _builtins.float
+    """Its mean Dice over the sites that scored it, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        model_hash: _builtins.bytes = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_hash", b"model_hash", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Best: _TypeAlias = Best  # noqa: Y015
 
 @_typing.final
 class Join(_message.Message):
@@ -261,7 +359,9 @@ class Join(_message.Message):
     header: _builtins.bytes
     """Canonical session header (secagg/messages.py)."""
     @_builtins.property
-    def head(self) -> Global___Head: ...
+    def head(self) -> Global___Head:
+        """The model to train, and how to get it."""
+
     def __init__(
         self,
         *,
@@ -283,9 +383,10 @@ class ShareKeysInstruction(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     ADVERTISEMENTS_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     @_builtins.property
     def advertisements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Canonical advertisements of U1."""
+        """Canonical advertisements of U1, at most 100."""
 
     def __init__(
         self,
@@ -329,13 +430,14 @@ class Submit(_message.Message):
     SHARERS_FIELD_NUMBER: _builtins.int
     ENVELOPES_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     @_builtins.property
     def sharers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """U2, sorted."""
 
     @_builtins.property
     def envelopes(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
-        """Sealed shares for this site, by sender."""
+        """Sealed shares for this site, by sender; all of one size (secagg/sealing.py, ENVELOPE_SIZE)."""
 
     def __init__(
         self,
@@ -353,12 +455,13 @@ class Submit(_message.Message):
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
 
 @_typing.final
-class UnmaskInstruction(_message.Message):
+class ConfirmInstruction(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
     CONTRIBUTORS_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     @_builtins.property
     def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """U3, sorted."""
@@ -375,6 +478,52 @@ class UnmaskInstruction(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+Global___ConfirmInstruction: _TypeAlias = ConfirmInstruction  # noqa: Y015
+
+@_typing.final
+class UnmaskInstruction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SignaturesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    session: _builtins.bytes
+    """sid0."""
+    @_builtins.property
+    def signatures(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Of step 4, by site; at least t. Which shares to release is never said: a site derives it."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.bytes = ...,
+        signatures: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
 Global___UnmaskInstruction: _TypeAlias = UnmaskInstruction  # noqa: Y015
 
 @_typing.final
@@ -384,8 +533,11 @@ class ClosedRound(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     CONTRIBUTORS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """The round's number, from 1."""
     @_builtins.property
-    def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whose updates are in its sum, sorted."""
+
     def __init__(
         self,
         *,
@@ -407,9 +559,13 @@ class Finished(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def head(self) -> Global___Head: ...
+    def head(self) -> Global___Head:
+        """The final model, and how to get it."""
+
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedRound]: ...
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedRound]:
+        """Every closed round, in order; at most 10,000."""
+
     def __init__(
         self,
         *,
@@ -451,6 +607,7 @@ class AdvertiseKeysRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     ADVERTISEMENT_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     advertisement: _builtins.bytes
     """Canonical advertisement; empty in plain mode."""
     def __init__(
@@ -474,6 +631,7 @@ class ShareKeysRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     ENVELOPES_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     envelopes: _builtins.bytes
     """Canonical sealed shares, one for each peer."""
     def __init__(
@@ -491,27 +649,56 @@ class ShareKeysRequest(_message.Message):
 Global___ShareKeysRequest: _TypeAlias = ShareKeysRequest  # noqa: Y015
 
 @_typing.final
+class ConfirmContributorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    session: _builtins.bytes
+    """sid0."""
+    consistency: _builtins.bytes
+    """Canonical consistency message."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.bytes = ...,
+        consistency: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmContributorsRequest: _TypeAlias = ConfirmContributorsRequest  # noqa: Y015
+
+@_typing.final
 class UploadHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     digest: _builtins.bytes
-    """SHA-256 of the vector's little-endian bytes."""
+    """The hash of session, sender, U2 and vector that step 3 signs (secagg/messages.py, input_digest)."""
     size: _builtins.int
     """Length of the vector in bytes: 4 for each coordinate."""
+    signature: _builtins.bytes
+    """The sender's, of step 3: over the digest."""
     def __init__(
         self,
         *,
         session: _builtins.bytes = ...,
         digest: _builtins.bytes = ...,
         size: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "session", b"session", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "session", b"session", "signature", b"signature", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -524,9 +711,11 @@ class UploadPart(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB."""
+    """1 byte to 1 MiB of the vector's little-endian bytes."""
     @_builtins.property
-    def header(self) -> Global___UploadHeader: ...
+    def header(self) -> Global___UploadHeader:
+        """Comes first, and once."""
+
     def __init__(
         self,
         *,
@@ -550,6 +739,7 @@ class UnmaskRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     shares: _builtins.bytes
     """Canonical shares."""
     def __init__(
@@ -573,6 +763,7 @@ class WithdrawRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
+    """sid0."""
     reason: Global___WithdrawReason.ValueType
     """Why, from a fixed list that says nothing of a patient."""
     def __init__(
@@ -643,6 +834,7 @@ class DownloadSumRequest(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """The round's number, from 1."""
     def __init__(
         self,
         *,
@@ -663,13 +855,25 @@ class DownloadHeader(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     CONTRIBUTORS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    NEXT_MODEL_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """Length of what follows in bytes."""
+    """Length of what follows in bytes: 4 for each number."""
     digest: _builtins.bytes
     """SHA-256 of what follows."""
+    round: _builtins.int
+    """The sum's round."""
+    session: _builtins.bytes
+    """sid of the session that made the sum: sid0 and the advertisements, hashed; in plain mode sid0."""
+    next_model: _builtins.bytes
+    """The model that the server made of the sum."""
+    signature: _builtins.bytes
+    """The server's, over the closing statement (federation/exchange.py)."""
     @_builtins.property
     def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """A sum's contributors, sorted; empty for a model."""
+        """A sum's contributors, sorted; this and all below are empty for a model."""
 
     def __init__(
         self,
@@ -677,10 +881,14 @@ class DownloadHeader(_message.Message):
         size: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         contributors: _abc.Iterable[_builtins.str] | None = ...,
+        round: _builtins.int = ...,
+        session: _builtins.bytes = ...,
+        next_model: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributors", b"contributors", "digest", b"digest", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributors", b"contributors", "digest", b"digest", "next_model", b"next_model", "round", b"round", "session", b"session", "signature", b"signature", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,9 +901,11 @@ class DownloadPart(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB."""
+    """1 byte to 1 MiB."""
     @_builtins.property
-    def header(self) -> Global___DownloadHeader: ...
+    def header(self) -> Global___DownloadHeader:
+        """Comes first, and once."""
+
     def __init__(
         self,
         *,
@@ -711,3 +921,23 @@ class DownloadPart(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___DownloadPart: _TypeAlias = DownloadPart  # noqa: Y015
+
+@_typing.final
+class HoldModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    model_hash: _builtins.bytes
+    """The model that the site has stored."""
+    def __init__(
+        self,
+        *,
+        model_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_hash", b"model_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldModelRequest: _TypeAlias = HoldModelRequest  # noqa: Y015

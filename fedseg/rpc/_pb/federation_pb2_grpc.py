@@ -44,6 +44,11 @@ class FederationStub:
                 request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestRequest.SerializeToString,
                 response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestReply.FromString,
                 _registered_method=True)
+        self.GetRoster = channel.unary_unary(
+                '/fedseg.v1.Federation/GetRoster',
+                request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterRequest.SerializeToString,
+                response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterReply.FromString,
+                _registered_method=True)
         self.Poll = channel.unary_unary(
                 '/fedseg.v1.Federation/Poll',
                 request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.PollRequest.SerializeToString,
@@ -62,6 +67,11 @@ class FederationStub:
         self.UploadMaskedInput = channel.stream_unary(
                 '/fedseg.v1.Federation/UploadMaskedInput',
                 request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.UploadPart.SerializeToString,
+                response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
+                _registered_method=True)
+        self.ConfirmContributors = channel.unary_unary(
+                '/fedseg.v1.Federation/ConfirmContributors',
+                request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.ConfirmContributorsRequest.SerializeToString,
                 response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
                 _registered_method=True)
         self.Unmask = channel.unary_unary(
@@ -89,6 +99,11 @@ class FederationStub:
                 request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadSumRequest.SerializeToString,
                 response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadPart.FromString,
                 _registered_method=True)
+        self.HoldModel = channel.unary_unary(
+                '/fedseg.v1.Federation/HoldModel',
+                request_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.HoldModelRequest.SerializeToString,
+                response_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -103,6 +118,13 @@ class FederationServicer:
 
     def GetManifest(self, request, context):
         """The study's manifest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoster(self, request, context):
+        """Who has enrolled: what a site's operator compares before the site takes part in anything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +153,13 @@ class FederationServicer:
 
     def UploadMaskedInput(self, request_iterator, context):
         """Secure aggregation, step 3: one UploadHeader, then chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmContributors(self, request, context):
+        """Secure aggregation, step 4: the sender's one signature over the sets of sharers and of contributors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +194,15 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadSum(self, request, context):
-        """A closed round's ring sum: uint32, little-endian, the last number is the total weight.
+        """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
+        study, the sum of scores and the number of sites that scored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldModel(self, request, context):
+        """Says that the site has stored the study's final model: it needs the server no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +220,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.GetManifest,
                     request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestRequest.FromString,
                     response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestReply.SerializeToString,
+            ),
+            'GetRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoster,
+                    request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterRequest.FromString,
+                    response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterReply.SerializeToString,
             ),
             'Poll': grpc.unary_unary_rpc_method_handler(
                     servicer.Poll,
@@ -202,6 +244,11 @@ def add_FederationServicer_to_server(servicer, server):
             'UploadMaskedInput': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadMaskedInput,
                     request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.UploadPart.FromString,
+                    response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.SerializeToString,
+            ),
+            'ConfirmContributors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmContributors,
+                    request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.ConfirmContributorsRequest.FromString,
                     response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.SerializeToString,
             ),
             'Unmask': grpc.unary_unary_rpc_method_handler(
@@ -228,6 +275,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.DownloadSum,
                     request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadSumRequest.FromString,
                     response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadPart.SerializeToString,
+            ),
+            'HoldModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldModel,
+                    request_deserializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.HoldModelRequest.FromString,
+                    response_serializer=fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -284,6 +336,33 @@ class Federation:
             '/fedseg.v1.Federation/GetManifest',
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestRequest.SerializeToString,
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetManifestReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedseg.v1.Federation/GetRoster',
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterRequest.SerializeToString,
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.GetRosterReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -391,6 +470,33 @@ class Federation:
             target,
             '/fedseg.v1.Federation/UploadMaskedInput',
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.UploadPart.SerializeToString,
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmContributors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedseg.v1.Federation/ConfirmContributors',
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.ConfirmContributorsRequest.SerializeToString,
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
             options,
             channel_credentials,
@@ -527,6 +633,33 @@ class Federation:
             '/fedseg.v1.Federation/DownloadSum',
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadSumRequest.SerializeToString,
             fedseg_dot_rpc_dot___pb_dot_federation__pb2.DownloadPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedseg.v1.Federation/HoldModel',
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.HoldModelRequest.SerializeToString,
+            fedseg_dot_rpc_dot___pb_dot_federation__pb2.Ack.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,10 @@ isort:skip_file
 The wire of a fedseg study. Append-only: a field's number and meaning never change.
 
 Every call runs over mutual TLS on one port. The server knows who calls by the SHA-256 of the client certificate;
-no message names its sender. Hashes are raw 32 bytes unless a comment says otherwise.
+no field of these messages names their sender, and a canonical message (secagg/messages.py) that does must name the
+caller. Hashes are raw SHA-256, 32 bytes; signatures and keys are raw Ed25519, 64 and 32 bytes. A session's sid0 is
+the hash of its header. Sites are named as in the plan, 1 to 32 of a-z, 0-9 and '-'; a list or map of them has at
+most 100. No message is larger than 4 MiB, and none to the server larger than 1 MiB and 64 KiB.
 """
 
 from collections import abc as _abc
@@ -39,6 +42,8 @@ class FederationStub:
     """Trades a single-use invite for a site certificate. The only call that an invite's certificate may make."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestReply]
     """The study's manifest."""
+    GetRoster: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRosterRequest, _federation_pb2.GetRosterReply]
+    """Who has enrolled: what a site's operator compares before the site takes part in anything."""
     Poll: _grpc.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollReply]
     """Asks what to do. Also the site's sign of life."""
     AdvertiseKeys: _grpc.UnaryUnaryMultiCallable[_federation_pb2.AdvertiseKeysRequest, _federation_pb2.Ack]
@@ -47,6 +52,8 @@ class FederationStub:
     """Secure aggregation, step 2."""
     UploadMaskedInput: _grpc.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]
     """Secure aggregation, step 3: one UploadHeader, then chunks."""
+    ConfirmContributors: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ConfirmContributorsRequest, _federation_pb2.Ack]
+    """Secure aggregation, step 4: the sender's one signature over the sets of sharers and of contributors."""
     Unmask: _grpc.UnaryUnaryMultiCallable[_federation_pb2.UnmaskRequest, _federation_pb2.Ack]
     """Secure aggregation, step 5."""
     Withdraw: _grpc.UnaryUnaryMultiCallable[_federation_pb2.WithdrawRequest, _federation_pb2.Ack]
@@ -56,7 +63,11 @@ class FederationStub:
     DownloadModel: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadModelRequest, _federation_pb2.DownloadPart]
     """A model's weights: float32, little-endian."""
     DownloadSum: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadSumRequest, _federation_pb2.DownloadPart]
-    """A closed round's ring sum: uint32, little-endian, the last number is the total weight."""
+    """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
+    study, the sum of scores and the number of sites that scored.
+    """
+    HoldModel: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HoldModelRequest, _federation_pb2.Ack]
+    """Says that the site has stored the study's final model: it needs the server no more."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -65,6 +76,8 @@ class FederationAsyncStub(FederationStub):
     """Trades a single-use invite for a site certificate. The only call that an invite's certificate may make."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestReply]  # type: ignore[assignment]
     """The study's manifest."""
+    GetRoster: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRosterRequest, _federation_pb2.GetRosterReply]  # type: ignore[assignment]
+    """Who has enrolled: what a site's operator compares before the site takes part in anything."""
     Poll: _aio.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollReply]  # type: ignore[assignment]
     """Asks what to do. Also the site's sign of life."""
     AdvertiseKeys: _aio.UnaryUnaryMultiCallable[_federation_pb2.AdvertiseKeysRequest, _federation_pb2.Ack]  # type: ignore[assignment]
@@ -73,6 +86,8 @@ class FederationAsyncStub(FederationStub):
     """Secure aggregation, step 2."""
     UploadMaskedInput: _aio.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]  # type: ignore[assignment]
     """Secure aggregation, step 3: one UploadHeader, then chunks."""
+    ConfirmContributors: _aio.UnaryUnaryMultiCallable[_federation_pb2.ConfirmContributorsRequest, _federation_pb2.Ack]  # type: ignore[assignment]
+    """Secure aggregation, step 4: the sender's one signature over the sets of sharers and of contributors."""
     Unmask: _aio.UnaryUnaryMultiCallable[_federation_pb2.UnmaskRequest, _federation_pb2.Ack]  # type: ignore[assignment]
     """Secure aggregation, step 5."""
     Withdraw: _aio.UnaryUnaryMultiCallable[_federation_pb2.WithdrawRequest, _federation_pb2.Ack]  # type: ignore[assignment]
@@ -82,7 +97,11 @@ class FederationAsyncStub(FederationStub):
     DownloadModel: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadModelRequest, _federation_pb2.DownloadPart]  # type: ignore[assignment]
     """A model's weights: float32, little-endian."""
     DownloadSum: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadSumRequest, _federation_pb2.DownloadPart]  # type: ignore[assignment]
-    """A closed round's ring sum: uint32, little-endian, the last number is the total weight."""
+    """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
+    study, the sum of scores and the number of sites that scored.
+    """
+    HoldModel: _aio.UnaryUnaryMultiCallable[_federation_pb2.HoldModelRequest, _federation_pb2.Ack]  # type: ignore[assignment]
+    """Says that the site has stored the study's final model: it needs the server no more."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -100,6 +119,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetManifestReply, _abc.Awaitable[_federation_pb2.GetManifestReply]]:
         """The study's manifest."""
+
+    @_abc_1.abstractmethod
+    def GetRoster(
+        self,
+        request: _federation_pb2.GetRosterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.GetRosterReply, _abc.Awaitable[_federation_pb2.GetRosterReply]]:
+        """Who has enrolled: what a site's operator compares before the site takes part in anything."""
 
     @_abc_1.abstractmethod
     def Poll(
@@ -132,6 +159,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.Ack, _abc.Awaitable[_federation_pb2.Ack]]:
         """Secure aggregation, step 3: one UploadHeader, then chunks."""
+
+    @_abc_1.abstractmethod
+    def ConfirmContributors(
+        self,
+        request: _federation_pb2.ConfirmContributorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.Ack, _abc.Awaitable[_federation_pb2.Ack]]:
+        """Secure aggregation, step 4: the sender's one signature over the sets of sharers and of contributors."""
 
     @_abc_1.abstractmethod
     def Unmask(
@@ -171,6 +206,16 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.DownloadSumRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.DownloadPart], _abc.AsyncIterator[_federation_pb2.DownloadPart]]:
-        """A closed round's ring sum: uint32, little-endian, the last number is the total weight."""
+        """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
+        study, the sum of scores and the number of sites that scored.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldModel(
+        self,
+        request: _federation_pb2.HoldModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.Ack, _abc.Awaitable[_federation_pb2.Ack]]:
+        """Says that the site has stored the study's final model: it needs the server no more."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
