@@ -67,6 +67,10 @@ class InviteError(FedsegError):
     """An invite that is mistyped, used, expired or for somebody else."""
 
 
+class RosterError(FedsegError):
+    """The sites of a study and their keys are not those that this site's operator confirmed, or cannot be right."""
+
+
 class LinkError(FedsegError):
     """The server cannot be reached, or the two ends don't trust each other."""
 

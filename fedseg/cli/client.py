@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedseg.errors import BelowQuorum, Interrupted, PlanError, PolicyError, UsageError
+from fedseg.errors import BelowQuorum, Interrupted, PlanError, UsageError
 
 if TYPE_CHECKING:
     import threading
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
     from fedseg.cli.screen import Screen
     from fedseg.imaging.bids import Dataset
     from fedseg.plan import Manifest
+    from fedseg.policy import SitePolicy
+    from fedseg.runtime.charging import StudyCharger
     from fedseg.runtime.site_folder import Membership, SiteFolder
+    from fedseg.secagg.roster import Identity
 
 FIRST_CONTACT_S = 20.0
 
@@ -51,9 +53,12 @@ def join(
     ledger: Annotated[
         Path | None, typer.Option(help="Folder of this hospital's privacy ledger, one for all its studies.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before training starts.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Don't ask whether to take part. It never confirms the roster.")
+    ] = False,
 ) -> None:
-    """Enrol, check the data, show what will happen, train, end with the study."""
+    """Enrol, check the data, show what will happen, compare the roster, train, end with the study."""
+    from fedseg.cli.consent import consent
     from fedseg.cli.screen import Screen, stopping
     from fedseg.runtime.patience import patiently
     from fedseg.runtime.preparation import bytes_needed
@@ -80,12 +85,37 @@ def join(
             dataset = _check_data(manifest, member)
             require_room(folder.root, bytes_needed(dataset, manifest))
             if folder.manifest is None:
-                screen.pause(lambda: _consent(manifest, member, dataset, yes))
+                screen.pause(lambda: consent(manifest, member, dataset, yes))
                 _accept(folder, member, manifest)
-            _take_part(folder, member, manifest, dataset, screen, stop)
+            identity = _confirm_roster(folder, member, manifest, screen, stop)
+            _take_part(folder, identity, manifest, dataset, screen, stop)
     except (BelowQuorum, Interrupted) as error:
         error.hint = f"go on with: fedseg client join --state {quote(str(state))}"
         raise
+
+
+@app.command(
+    "approve-roster",
+    epilog="Example: fedseg client approve-roster --state ~/fedseg-study --fingerprint 3f09... "
+    "(64 hexadecimal digits, as `fedseg study roster` prints them)",
+)
+def approve_roster(
+    state: Annotated[Path, typer.Option(help="This site's folder for the study.")],
+    fingerprint: Annotated[str, typer.Option(help="The roster's fingerprint, compared with the other hospitals.")],
+) -> None:
+    """Confirm a study's roster where `join` cannot ask, or a changed one; before or while `join` waits."""
+    from fedseg.cli.roster import print_words
+    from fedseg.cli.screen import out
+    from fedseg.runtime.roster_words import parse_fingerprint
+    from fedseg.runtime.site_folder import SiteFolder
+
+    folder = SiteFolder.open(state)
+    approved = parse_fingerprint(fingerprint)
+    folder.approve(approved)
+    out.print(f"Approved for {folder.membership.site}: the roster with these words, and no other", markup=False)
+    print_words(out, approved)
+    out.print("A `join` that waits goes on by itself; otherwise:", markup=False)
+    out.print(f"  fedseg client join --state {quote(str(state))}", markup=False)
 
 
 def _amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None) -> None:
@@ -165,9 +195,7 @@ def _first_time(
 
 def _agree(folder: SiteFolder, member: Membership) -> Manifest:
     """The server's manifest, accepted by the hospital's policy and equal to what was accepted before."""
-    from fedseg.cli.files import load_policy
     from fedseg.plan import Manifest
-    from fedseg.policy import accept
     from fedseg.runtime.study import check_manifest
 
     with folder.connect() as remote:
@@ -181,8 +209,20 @@ def _agree(folder: SiteFolder, member: Membership) -> Manifest:
     if member.site not in manifest.plan.sites:
         raise PlanError(f"the plan does not name this site, {member.site}", hint="talk to the coordinator")
     check_manifest(manifest)
-    accept(load_policy(member.policy, "this hospital's policy"), manifest)
+    _check_policy(member, manifest)
     return manifest
+
+
+def _check_policy(member: Membership, manifest: Manifest) -> None:
+    from fedseg.cli.files import load_policy
+    from fedseg.policy import accept
+    from fedseg.runtime.session import thresholds_of
+    from fedseg.secagg.thresholds import Thresholds
+
+    plan = manifest.plan
+    numbers = thresholds_of(plan, manifest.quorum)
+    usual = Thresholds.of(len(plan.sites)).c if numbers.secure else 0
+    accept(load_policy(member.policy, "this hospital's policy"), manifest, numbers.c, usual)
 
 
 def _check_data(manifest: Manifest, member: Membership) -> Dataset:
@@ -194,59 +234,6 @@ def _check_data(manifest: Manifest, member: Membership) -> Dataset:
     return dataset
 
 
-def _consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool) -> None:
-    """Show what will happen, and ask."""
-    from rich.table import Table
-
-    from fedseg.cli.screen import err
-    from fedseg.cli.study import privacy_line
-    from fedseg.imaging.bids import SPLITS
-
-    plan = manifest.plan
-    table = Table(show_header=False, box=None, title=f"Study: {plan.name}", title_justify="left")
-    secure = plan.aggregation.mode == "secure"
-    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
-    sent = 4 * (manifest.parameters + 1) / 1e6
-    for what, value in {
-        "plan hash": manifest.plan_hash,
-        "server": member.address,
-        "this site": member.site,
-        "all sites": ", ".join(plan.site_names),
-        "trains on": f"{counts['train']} here; {counts['validation']} validation, {counts['test']} test stay out",
-        "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps; {manifest.parameters:,} parameters",
-        "privacy": privacy_line(manifest),
-        "aggregation": _aggregation_line(manifest),
-        "leaves here": f"one {'masked ' if secure else ''}update of {sent:.1f} MB a round; no scan, label, id or count",
-        "ledger": member.ledger if plan.private else "none: privacy is off",
-    }.items():
-        table.add_row(what, value)
-    err.print(table)
-    if manifest.quorum == 2 and secure:
-        err.print("A round may end with two contributors, who could each read the other's update.")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        hint = "add --yes if this is agreed: fedseg client join --state DIR --yes"
-        raise UsageError("nobody can be asked: there is no terminal", hint=hint)
-    try:
-        agreed = typer.confirm("Take part?", err=True)
-    except typer.Abort:
-        raise Interrupted("stopped before anything was computed or sent", hint="run the same command again") from None
-    if not agreed:
-        raise PolicyError(
-            "not agreed: nothing was computed or sent", hint="to be asked again: fedseg client join --state DIR"
-        )
-
-
-def _aggregation_line(manifest: Manifest) -> str:
-    plan = manifest.plan
-    if plan.aggregation.mode != "secure":
-        return "PLAIN: the server sees this site's updates"
-    weights = {name: site.weight for name, site in plan.sites.items()}
-    uneven = f"; weights {weights}" if len(set(weights.values())) > 1 else ""
-    return f"secure: the server sees only sums over at least {manifest.quorum} of {len(plan.sites)} sites{uneven}"
-
-
 def _accept(folder: SiteFolder, member: Membership, manifest: Manifest) -> None:
     """Write down what was agreed; in a private study the ledger is there before that, and never made after it."""
     from fedseg.runtime.hospital import Hospital
@@ -256,45 +243,62 @@ def _accept(folder: SiteFolder, member: Membership, manifest: Manifest) -> None:
     folder.accept(manifest)
 
 
+def _confirm_roster(
+    folder: SiteFolder, member: Membership, manifest: Manifest, screen: Screen, stop: threading.Event
+) -> Identity:
+    """Wait until all sites have enrolled and the operator has confirmed who they are; on a terminal, ask."""
+    from fedseg.cli.roster import ask
+    from fedseg.runtime.events import Note
+    from fedseg.runtime.pinning import await_roster
+    from fedseg.secagg.roster import Identity
+
+    with folder.connect() as link:
+        roster = await_roster(
+            folder,
+            manifest,
+            member.site,
+            link.roster,
+            ask=lambda offered: screen.pause(lambda: ask(offered, member.site, folder.root)),
+            notify=screen,
+            stop=stop,
+        )
+    screen(Note(f"this site takes part under roster {roster.fingerprint.hex()}"))
+    return Identity(member.site, folder.protocol_key, roster)
+
+
 def _take_part(
     folder: SiteFolder,
-    member: Membership,
+    identity: Identity,
     manifest: Manifest,
     dataset: Dataset,
     screen: Screen,
     stop: threading.Event,
 ) -> None:
     from fedseg.cli.files import load_policy
-    from fedseg.runtime.charging import StudyCharger
-    from fedseg.runtime.hospital import Hospital
     from fedseg.runtime.model_file import write_model
-    from fedseg.runtime.preparation import make_trainer, prepare_training, require_network
+    from fedseg.runtime.pinning import roster_in_force
+    from fedseg.runtime.preparation import make_trainer, prepare_training, prepare_validation, require_network
     from fedseg.runtime.site import SiteRunner
 
-    layout = require_network(manifest)
-    prepared = prepare_training(
-        dataset, manifest.plan, folder.cache, lambda done, of: screen.bar("preparing scans", done, of)
-    )
-    charger = None
-    if manifest.plan.private:
-        ledger = Hospital(Path(member.data), Path.home()).known_ledger(Path(member.ledger))
-        folder.remember(replace(member, ledger=str(ledger.folder)))
-        charger = StudyCharger(
-            ledger,
-            manifest,
-            member.site,
-            policy=load_policy(member.policy, "this hospital's policy").content,
-            subjects=sorted(prepared),
-            notify=screen,
-        )
-    with folder.connect(manifest.parameters) as link:
+    def prepared(done: int, of: int) -> None:
+        screen.bar("preparing scans", done, of)
+
+    layout, plan = require_network(manifest), manifest.plan
+    subjects = prepare_training(dataset, plan, folder.cache, prepared)
+    scored = prepare_validation(dataset, plan, folder.cache, prepared)
+    policy = load_policy(folder.membership.policy, "this hospital's policy").content
+    charger = _charger(folder, manifest, policy, sorted(subjects), screen) if plan.private else None
+    with folder.connect(manifest) as link, folder.open_audit(manifest.study) as evidence:
         runner = SiteRunner(
-            member.site,
+            identity,
             manifest,
             link,
-            make_trainer(manifest, member.site, prepared),
+            make_trainer(manifest, identity.site, subjects, scored),
             layout,
             folder,
+            evidence=evidence,
+            confirm=lambda enrolled: roster_in_force(folder, manifest, identity.site, enrolled),
+            may_reuse=policy.allow_reused_models,
             charger=charger,
             entropy=secrets.token_bytes,
             notify=screen,
@@ -303,9 +307,22 @@ def _take_part(
         finished = runner.run()
         if runner.weights is not None:
             write_model(folder.model, manifest, layout, runner.weights, finished.history)
-        runner.say_goodbye()
-    closed, rounds = len(finished.history), manifest.plan.schedule.rounds
+        runner.say_goodbye(finished)
+    closed, rounds = len(finished.history), plan.schedule.rounds
     _print_end(folder, f"The study is complete: {closed} of {rounds} rounds closed.")
+
+
+def _charger(
+    folder: SiteFolder, manifest: Manifest, policy: SitePolicy, subjects: list[str], screen: Screen
+) -> StudyCharger:
+    """The hospital's ledger, as this study uses it; where it was found is remembered."""
+    from fedseg.runtime.charging import StudyCharger
+    from fedseg.runtime.hospital import Hospital
+
+    member = folder.membership
+    ledger = Hospital(Path(member.data), Path.home()).known_ledger(Path(member.ledger))
+    folder.remember(replace(member, ledger=str(ledger.folder)))
+    return StudyCharger(ledger, manifest, member.site, policy=policy, subjects=subjects, notify=screen)
 
 
 def _print_end(folder: SiteFolder, what: str) -> None:

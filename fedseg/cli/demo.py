@@ -124,7 +124,11 @@ class Runner:
         with log.open("a") as file:
             file.write(f"$ fedseg {shown}\n")
         return subprocess.Popen(  # noqa: S603  # this very program
-            [sys.executable, "-m", "fedseg", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "fedseg", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
 
@@ -174,12 +178,39 @@ def _federate(run: Runner, study: Path, invites: dict[str, str]) -> None:
     clients = [process for _, process in sites]
     with _all_ended([server, *clients]):
         threading.Thread(target=_stop_where_one_failed, args=(server, clients), daemon=True).start()
+        if _all_enrolled(study, [server, *clients]):
+            _compare_rosters(run, study)
         for line in server.stderr or ():
             typer.echo(f"   server: {line.rstrip()}")
         for name, process in [*sites, ("server", server)]:
             _, trouble = process.communicate(timeout=LIMIT_S)
             if process.returncode != 0:
                 raise FedsegError(f"{name} failed: {trouble.strip()}", where=str(out))
+
+
+def _all_enrolled(study: Path, processes: Sequence[subprocess.Popen[str]]) -> bool:
+    """Wait until all sites have enrolled; False where a process has ended before."""
+    from fedseg.runtime.study import StudyFolder
+
+    folder = StudyFolder.open(study)
+    while set(folder.enrolled().keys) != set(SITES):
+        if any(process.poll() is not None for process in processes):
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _compare_rosters(run: Runner, study: Path) -> None:
+    """What the coordinator and the sites' operators do in a call: everybody sees the same words, or nothing is sent."""
+    from fedseg.cli.screen import out
+    from fedseg.runtime.study import StudyFolder
+
+    out.print("   Each site waits until its operator has compared the words of the roster with the others, in a call:")
+    run.together([["study", "roster", str(study)]], show=True)
+    out.print("   Here they are the same at all three, and each site approves them:")
+    fingerprint = StudyFolder.open(study).roster().fingerprint.hex()
+    approve = ["client", "approve-roster", "--fingerprint", fingerprint, "--state"]
+    run.together([[*approve, str(study.parent / site / "state")] for site in SITES])
 
 
 def _stop_where_one_failed(server: subprocess.Popen[str], clients: Sequence[subprocess.Popen[str]]) -> None:

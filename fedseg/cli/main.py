@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedseg import __version__
-from fedseg.cli import client, data, demo, model, privacy, server, study
+from fedseg.cli import audit, client, data, demo, model, privacy, server, study
 from fedseg.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, Interrupted, UsageError
 
 EPILOG = (
@@ -38,6 +38,7 @@ app.add_typer(study.app, name="study")
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(data.app, name="data")
+app.add_typer(audit.app, name="audit")
 model.register(app)
 privacy.register(app)
 demo.register(app)

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fedseg.errors import StorageError
 from fedseg.runtime import events
+
+T = TypeVar("T")
 
 PLAIN_WIDTH = 110
 
@@ -43,6 +45,14 @@ def _started(event: events.RoundStarted) -> str:
     return f"round {event.round}{again} begins; {event.rounds} are to be closed in all"
 
 
+def _encoded(event: events.Encoded) -> str:
+    shortened = f", brought down to the plan's clip {event.clip:g}" if event.norm > event.clip else ""
+    return (
+        f"round {event.round}: the update's norm is {event.norm:.3g}{shortened}; "
+        f"rounding moves it by {event.relative_error:.1e} of that"
+    )
+
+
 LINES: dict[type, Callable[[Any], str]] = {
     events.Waiting: lambda event: f"waiting: {event.reason}",
     events.RoundStarted: _started,
@@ -53,6 +63,7 @@ LINES: dict[type, Callable[[Any], str]] = {
     events.Charged: lambda event: (
         f"round {event.round} charged to the privacy ledger: epsilon {event.epsilon:.3f} of {event.budget:g}"
     ),
+    events.Encoded: _encoded,
     events.Note: lambda event: event.text,
 }
 
@@ -97,11 +108,11 @@ class Screen:
                 self._print(line)
             self._move_bars(event)
 
-    def pause(self, ask: Callable[[], None]) -> None:
+    def pause(self, ask: Callable[[], T]) -> T:
         """Let `ask` have the terminal to itself."""
         self._progress.stop()
         try:
-            ask()
+            return ask()
         finally:
             self._progress.start()
 

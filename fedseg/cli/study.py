@@ -1,4 +1,4 @@
-"""`fedseg study`: create a study, invite its sites."""
+"""`fedseg study`: create a study, invite its sites, compare who has enrolled."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from fedseg.federation.exchange import Enrolled
     from fedseg.federation.vector import Weights
     from fedseg.plan import Manifest, StudyPlan
 
@@ -59,6 +60,9 @@ def _show(folder: Path, manifest: Manifest) -> None:
     for site in manifest.plan.site_names:
         out.print(f"  fedseg study invite {quote(str(folder))} {site}", markup=False)
     out.print(f"and start the server:\n  fedseg server start {quote(str(folder))}", markup=False)
+    out.print(
+        f"Once all have joined, read each the words of:\n  fedseg study roster {quote(str(folder))}", markup=False
+    )
 
 
 def _initial(plan: StudyPlan, init: Path | None) -> tuple[Weights, dict[str, Any]]:
@@ -111,3 +115,56 @@ def invite(
         "  fedseg client join INVITE --data BIDS_DIR --state DIR",
         markup=False,
     )
+
+
+@app.command(epilog="Example: fedseg study roster my-study")
+def roster(
+    folder: Study,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show who has enrolled; once all have, the words that each site compares before it takes part."""
+    from fedseg.runtime.study import StudyFolder
+
+    study = StudyFolder.open(folder)
+    manifest, enrolled = study.manifest, study.enrolled()
+    missing = [site for site in manifest.plan.site_names if site not in enrolled.keys]
+    fingerprint = None if missing else study.roster().fingerprint
+    if as_json:
+        typer.echo(json.dumps(_roster_facts(manifest, enrolled, fingerprint)))
+    else:
+        _show_roster(folder, manifest, enrolled, fingerprint)
+
+
+def _roster_facts(manifest: Manifest, enrolled: Enrolled, fingerprint: bytes | None) -> dict[str, Any]:
+    from fedseg.runtime.roster_words import words
+
+    keys = {site: enrolled.keys.get(site) for site in manifest.plan.site_names}
+    return {
+        "study": manifest.study,
+        "plan_hash": manifest.plan_hash,
+        "server_key": enrolled.server_key.hex(),
+        "sites": [{"site": site, "key": None if key is None else key.hex()} for site, key in keys.items()],
+        "missing": [site for site, key in keys.items() if key is None],
+        "fingerprint": None if fingerprint is None else fingerprint.hex(),
+        "words": None if fingerprint is None else words(fingerprint),
+    }
+
+
+def _show_roster(folder: Path, manifest: Manifest, enrolled: Enrolled, fingerprint: bytes | None) -> None:
+    from fedseg.cli.roster import print_words, site_table
+    from fedseg.cli.screen import out
+
+    out.print(f"Roster of {manifest.plan.name!r}, plan hash {manifest.plan_hash}", markup=False)
+    out.print(site_table(manifest.plan.site_names, enrolled.keys))
+    if fingerprint is None:
+        missing = [site for site in manifest.plan.site_names if site not in enrolled.keys]
+        out.print(f"There are no words to compare yet: {', '.join(missing)} yet to enrol, each with", markup=False)
+        out.print(f"  fedseg study invite {quote(str(folder))} SITE", markup=False)
+        return
+    print_words(out, fingerprint)
+    out.print(
+        "Read the words to each site over the phone, best in one call with all of them; not by the mail that carried "
+        "the invite. Each site then confirms them where it joined, or where it has no terminal with:",
+        markup=False,
+    )
+    out.print("  fedseg client approve-roster --state DIR --fingerprint HEX", markup=False)

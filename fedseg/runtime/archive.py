@@ -46,6 +46,12 @@ class Archive(Protocol):
     def load_total(self, closed_round: int) -> RingVector:
         """The sum of a round."""
 
+    def save_best(self, weights: Weights, model: str) -> None:
+        """Keep the best model so far, of that hash, in place of the one before."""
+
+    def load_best(self, model: str) -> Weights:
+        """The best model so far, which has that hash."""
+
 
 class MemoryArchive:
     """An archive without a disk, for simulation."""
@@ -56,6 +62,7 @@ class MemoryArchive:
         self._totals: dict[int, RingVector] = {}
         self._finished: set[str] = set()
         self._ended: str | None = None
+        self._best: dict[str, Weights] = {}
         self.claims: dict[str, ClaimRow] = {}
 
     def rounds(self) -> list[RoundRow]:
@@ -98,3 +105,11 @@ class MemoryArchive:
     def load_total(self, closed_round: int) -> RingVector:
         """The sum of a round."""
         return self._totals[closed_round]
+
+    def save_best(self, weights: Weights, model: str) -> None:
+        """Keep the best model so far."""
+        self._best = {model: weights}
+
+    def load_best(self, model: str) -> Weights:
+        """The best model so far."""
+        return self._best[model]

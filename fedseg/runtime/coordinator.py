@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from fedseg.errors import BelowQuorum, ProtocolError, SiteFault, StaleSession, StorageError
+from fedseg.errors import BelowQuorum, LedgerError, ProtocolError, SiteFault, StaleSession, StorageError
 from fedseg.federation.exchange import (
+    Confirm,
+    Enrolled,
     Finished,
-    Head,
     Instruction,
     Join,
     LedgerClaim,
@@ -30,22 +30,20 @@ from fedseg.federation.exchange import (
     WithdrawReason,
 )
 from fedseg.federation.round import Attendance, Event, Phase, decide
-from fedseg.federation.strategy import fed_avg
-from fedseg.federation.vector import Weights, model_hash
+from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import Archive
-from fedseg.runtime.attempt import Attempt, without_sum
-from fedseg.runtime.session import encoding_of, header_of
+from fedseg.runtime.attempt import Attempt
+from fedseg.runtime.ports import Evidence
+from fedseg.runtime.register import ATTEMPTS, Register
+from fedseg.runtime.session import encoding_of, roster_of
 from fedseg.secagg.aggregator import PlainAggregator, SecureAggregator
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
-from fedseg.store.study_db import ClaimRow, RoundRow
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
+from fedseg.store.study_db import ClaimRow
 
 POLL_HOLD_S = 5.0
-ATTEMPTS = 2
 VOID_ROUNDS = 3
-HOLDS_THE_MODEL = 2
-"""How often a site hears that the study is complete: it asks again once it holds the model."""
 
 Clock = Callable[[], float]
 
@@ -65,6 +63,9 @@ class Coordinator:
     Args:
         manifest: The resolved plan.
         archive: Where the study is kept; with earlier rounds in it, the study goes on after them.
+        enrolled: Who has enrolled, and the server's public key.
+        key: The server's private Ed25519 key, with which it signs what it publishes.
+        evidence: The server's own log.
         notify: Told what happens, under the lock: it must not call back.
         clock: Seconds, monotonic.
         now: Seconds since 1970, for records.
@@ -75,16 +76,20 @@ class Coordinator:
         manifest: Manifest,
         archive: Archive,
         *,
+        enrolled: Callable[[], Enrolled],
+        key: bytes,
+        evidence: Evidence,
         notify: events.Notify,
         clock: Clock = time.monotonic,
         now: Clock = time.time,
     ) -> None:
         self._manifest, self._archive, self._notify = manifest, archive, notify
-        self._clock, self._now = clock, now
+        self._enrolled, self._clock = enrolled, clock
+        self._register = Register(manifest, archive, key, evidence, now)
         self._encoding = encoding_of(manifest)
         self._changed = threading.Condition(threading.RLock())
         self._seen: dict[str, float] = {}
-        self._told: Counter[str] = Counter()
+        self._told: set[str] = set()
         self._spent: set[str] = set()
         self._born = clock()
         self._attempt: Attempt | None = None
@@ -107,12 +112,12 @@ class Coordinator:
     @property
     def weights(self) -> Weights:
         """The newest model."""
-        return self._weights
+        return self._register.weights
 
     @property
     def history(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
         """(round, contributors) of every closed round."""
-        return tuple((row.round, row.contributors) for row in self._archive.rounds() if row.state == "closed")
+        return self._register.history
 
     def wait(self, timeout_s: float) -> StudyState:
         """Let time act on the study, then sleep until something changes or `timeout_s` is over."""
@@ -127,11 +132,11 @@ class Coordinator:
         return tuple(sorted(set(self._manifest.plan.site_names) - self._archive.finished()))
 
     def all_told(self) -> bool:
-        """Whether every site that is there has heard of the end; of completion twice: then it holds the model."""
-        times = HOLDS_THE_MODEL if self._state is StudyState.COMPLETE else 1
+        """Whether every site that is there has heard of the end; of completion by holding the final model."""
         oldest = self._clock() - self._manifest.plan.schedule.absent_after_s
         with self._changed:
-            return all(self._told[site] >= times for site, seen in self._seen.items() if seen > oldest)
+            told = self._archive.finished() if self._state is StudyState.COMPLETE else self._told
+            return all(site in told for site, seen in self._seen.items() if seen > oldest)
 
     def pause(self, reason: str) -> None:
         """Stop for now: every site that asks is told so. The attempt under way is abandoned."""
@@ -148,6 +153,10 @@ class Coordinator:
     def manifest(self) -> bytes:
         """The manifest, canonical JSON."""
         return self._manifest.to_json()
+
+    def roster(self) -> Enrolled:
+        """Who has enrolled, and the server's key."""
+        return self._enrolled()
 
     def alive(self, site: str) -> None:
         """A sign of life, while a long transfer goes on."""
@@ -168,7 +177,8 @@ class Coordinator:
                 self.alive(site)
                 self._advance()
                 instruction = self._instruction(site)
-                self._tell(site, instruction)
+                if isinstance(instruction, Paused):
+                    self._told.add(site)
                 left = until - self._clock()
                 if not isinstance(instruction, Wait) or left <= 0:
                     return instruction
@@ -207,8 +217,19 @@ class Coordinator:
             attempt = self._require(site, session, Phase.MASKED_INPUT)
             if message.site != site:
                 raise SiteFault(site, attempt.phase.value, "an upload in another site's name")
+            if isinstance(attempt.aggregator, PlainAggregator):
+                self._check_alone(attempt, site, vector)
             if attempt.aggregator.mask(message, vector):
                 attempt.row = replace(attempt.row, bytes_received=attempt.row.bytes_received + vector.nbytes)
+            self._arrived(attempt, site)
+
+    def confirm(self, site: str, session: bytes, message: Consistency) -> None:
+        """Step 4."""
+        with self._changed:
+            attempt = self._require(site, session, Phase.CONSISTENCY)
+            if message.site != site or not isinstance(attempt.aggregator, SecureAggregator):
+                raise SiteFault(site, attempt.phase.value, "the signature of another site, or in plain mode")
+            attempt.aggregator.consistency(message)
             self._arrived(attempt, site)
 
     def unmask(self, site: str, session: bytes, shares: Shares) -> None:
@@ -235,33 +256,27 @@ class Coordinator:
         """What a site says of its privacy ledger."""
         self._archive.save_claim(ClaimRow(site, claim.rounds, claim.steps, claim.head))
 
-    def model(self, wanted: str) -> Weights:
-        """The newest model, which must be the one of that hash."""
+    def holds(self, site: str, model: str) -> None:
+        """A site says that it has stored the final model."""
         with self._changed:
-            if wanted != self._hash:
-                raise StaleSession("the server no longer has that model", hint="ask again what to do")
-            return self._weights
+            if self._state is not StudyState.COMPLETE or model != self._register.hash:
+                raise StaleSession("that is not the study's final model", hint="ask again what to do")
+            self._archive.save_finished(site)
+
+    def model(self, wanted: str) -> Weights:
+        """The newest model or the best one, whichever has that hash."""
+        with self._changed:
+            return self._register.model(wanted)
 
     def published(self, round_number: int) -> Published:
         """The sum of the newest closed round."""
         with self._changed:
-            if not self._closed or round_number != self._closed.round:
-                raise StaleSession("the server no longer has the sum of that round", hint="ask again what to do")
-            return Published(round_number, self._closed.contributors, self._archive.load_total(round_number))
+            return self._register.published(round_number)
 
     # How a study moves.
 
     def _recall(self) -> None:
-        rows = self._archive.rounds()
-        for row in rows:
-            if row.state in ("open", "unmasking"):
-                ended = replace(row, state=without_sum(row), ended_at=self._now(), lost={"*": "server stopped"})
-                self._archive.save_round(ended)
-        closed = [row for row in rows if row.state == "closed"]
-        self._closed = closed[-1] if closed else None
-        self._weights = self._archive.load_model(self._closed.round if self._closed else 0)
-        self._hash = model_hash(self._weights)
-        if rows:
+        if self._register.rounds:
             self._state = StudyState.RUNNING
         if self._archive.ended():
             self._state = StudyState.COMPLETE
@@ -270,7 +285,7 @@ class Coordinator:
     def _advance(self) -> None:
         try:
             self._move()
-        except StorageError as error:
+        except (StorageError, LedgerError) as error:
             # What cannot be kept must not be heard of: nothing goes on before the disk is mended.
             self._attempt, self._state, self._reason = None, StudyState.PAUSED, str(error)
             self._changed.notify_all()
@@ -290,7 +305,11 @@ class Coordinator:
 
     def _gather(self) -> None:
         missing = [site for site in self._manifest.plan.site_names if site not in self._seen]
-        reason = f"{', '.join(missing)} to join"
+        enrolled = self._enrolled().keys if missing else {}
+        strangers = [site for site in missing if site not in enrolled]
+        known = [site for site in missing if site in enrolled]
+        waiting = {"to enrol": strangers, "to confirm the roster and join": known}
+        reason = "; ".join(f"{', '.join(sites)} {what}" for what, sites in waiting.items() if sites)
         if not missing:
             self._state, reason = StudyState.RUNNING, ""
             self._changed.notify_all()
@@ -299,22 +318,11 @@ class Coordinator:
         self._reason = reason
 
     def _open(self) -> None:
-        number, attempt = self._next_attempt()
-        header = header_of(self._manifest, number, attempt, self._hash)
-        row = RoundRow(number, attempt, "open", self._hash, (), {}, None, self._now(), None, 0)
-        self._archive.save_round(row)
-        self._attempt = Attempt(header, row, self._clock())
-        self._notify(events.RoundStarted(number, self._manifest.plan.schedule.rounds, attempt))
+        attempt = self._register.open(roster_of(self._manifest, self._enrolled()), self._clock())
+        self._attempt = attempt
+        rounds = self._manifest.plan.schedule.rounds
+        self._notify(events.RoundStarted(attempt.row.round, rounds, attempt.row.attempt))
         self._changed.notify_all()
-
-    def _next_attempt(self) -> tuple[int, int]:
-        rows = self._archive.rounds()
-        if not rows:
-            return 1, 1
-        last = rows[-1]
-        if last.state == "abandoned" and last.attempt < ATTEMPTS:
-            return last.round, last.attempt + 1
-        return last.round + 1, 1
 
     def _attendance(self, attempt: Attempt) -> Attendance:
         now, schedule = self._clock(), self._manifest.plan.schedule
@@ -358,36 +366,28 @@ class Coordinator:
             self._enter(attempt, following)
         except (BelowQuorum, ProtocolError) as error:
             self._abandon(str(error))
-            self._after_abandoned(gathering=False)
+            self._after_abandoned(gathering=False, why=error.what)
 
     def _enter(self, attempt: Attempt, phase: Phase) -> None:
+        ends_inputs = attempt.phase is Phase.MASKED_INPUT
+        attempt.enter(phase, self._clock())
+        if ends_inputs:
+            self._register.inputs_closed(attempt)
         if phase is Phase.CLOSED:
-            attempt.enter(phase, self._clock())
             self._close(attempt)
             return
-        attempt.enter(phase, self._clock())
         if phase is Phase.UNMASK:
-            # From here on sites may have released their shares: no other attempt at this round, not even after a crash.
-            attempt.row = replace(attempt.row, state="unmasking")
-            self._archive.save_round(attempt.row)
+            self._register.unmasking(attempt)
         self._notify(events.PhaseStarted(attempt.row.round, phase.value, tuple(sorted(attempt.expected))))
         self._changed.notify_all()
 
     def _close(self, attempt: Attempt) -> None:
-        contributors = tuple(sorted(attempt.expected))
-        total = attempt.aggregator.close_unmask()
-        mean, _ = self._encoding.decode(total, len(contributors))
-        weights = fed_avg(self._weights, mean)
-        lost = {site: why for site, why in attempt.left.items() if site not in contributors}
-        row = replace(
-            attempt.row, state="closed", contributors=contributors, lost=lost, next_model=model_hash(weights),
-            ended_at=self._now(),
-        )  # fmt: skip
-        self._archive.save_model(row.round, weights, total)
-        self._archive.save_round(row)
-        self._closed, self._weights, self._hash, self._attempt = row, weights, model_hash(weights), None
+        closing = self._register.close(attempt)
+        self._attempt, row = None, attempt.row
         rounds, seconds = self._manifest.plan.schedule.rounds, (row.ended_at or 0) - row.started_at
-        self._notify(events.RoundClosed(row.round, rounds, contributors, lost, seconds))
+        self._notify(events.RoundClosed(row.round, rounds, row.contributors, row.lost, seconds))
+        if closing.back:
+            self._notify(events.Note(f"round {row.round}: the validation Dice collapsed; back to the best model"))
         self._end_if_over()
         self._changed.notify_all()
 
@@ -395,38 +395,26 @@ class Coordinator:
         attempt = self._attempt
         if attempt is None:
             return
-        self._archive.save_round(
-            replace(attempt.row, state=without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
-        )
+        self._register.abandon(attempt, why)
         self._notify(events.RoundAbandoned(attempt.row.round, attempt.row.attempt, why))
         self._attempt = None
         self._changed.notify_all()
 
-    def _after_abandoned(self, gathering: bool) -> None:
-        rows = self._archive.rounds()
-        void = 0
-        while void < len(rows) and rows[-1 - void].state in ("abandoned", "void"):
-            void += 1
-        quorum = self._manifest.quorum
-        if gathering or void >= VOID_ROUNDS * ATTEMPTS:
-            self.pause(f"fewer than {quorum} sites could finish round {rows[-1].round}")
+    def _after_abandoned(self, gathering: bool, why: str | None = None) -> None:
+        """Go on, or pause where that is hopeless; `why` sites that did answer made no sum."""
+        if gathering or self._register.without_sum >= VOID_ROUNDS * ATTEMPTS:
+            number = self._register.rounds[-1].round
+            few = f"fewer than {self._manifest.quorum} sites could finish round {number}"
+            self.pause(few if why is None else f"round {number} brought no sum: {why}")
         else:
             self._end_if_over()
-
-    def _is_over(self) -> bool:
-        rows, plan = self._archive.rounds(), self._manifest.plan
-        closed = sum(row.state == "closed" for row in rows)
-        ended = bool(rows) and (rows[-1].state in ("closed", "void") or rows[-1].attempt == ATTEMPTS)
-        # The noise is calibrated to so many rounds: beyond them no site may train.
-        spent = plan.private and ended and rows[-1].round >= plan.schedule.rounds + plan.privacy.reserve_rounds
-        return closed >= plan.schedule.rounds or spent
 
     def _end_on_budget(self) -> None:
         """End with the rounds that are closed, if any, once no round can have its quorum any more."""
         if len(self._manifest.plan.sites) - len(self._spent) >= self._manifest.quorum:
             return
         why = f"the privacy budget is used up at {', '.join(sorted(self._spent))}"
-        if self._closed is None:
+        if self._register.closed is None:
             self.pause(why)
             return
         self._abandon(why)
@@ -434,16 +422,26 @@ class Coordinator:
         self._state = StudyState.COMPLETE
 
     def _end_if_over(self) -> None:
-        if self._is_over() and self._closed is None:
+        if self._register.is_over and self._register.closed is None:
             self.pause("no round could be closed within the privacy budget")
-        elif self._is_over():
+        elif self._register.is_over:
             self._state = StudyState.COMPLETE
+
+    def _check_alone(self, attempt: Attempt, site: str, vector: RingVector) -> None:
+        """In plain mode every update can be held to the clip by itself; a site that breaks it is out, by name."""
+        try:
+            self._encoding.decode(vector, [self._manifest.plan.sites[site].weight])
+        except ProtocolError as error:
+            reason = "sent an update that breaks the plan's clip, its weight or the range of scores"
+            self._lose(attempt, site, reason)
+            self._advance()
+            raise SiteFault(site, Phase.MASKED_INPUT.value, reason) from error
 
     # Small things.
 
     def _instruction(self, site: str) -> Instruction:
         if self._state is StudyState.COMPLETE:
-            return Finished(self._head(), self.history)
+            return Finished(self._register.head, self.history)
         if self._state is StudyState.PAUSED:
             return Paused(self._reason)
         attempt = self._attempt
@@ -459,21 +457,18 @@ class Coordinator:
     def _asked(self, attempt: Attempt, site: str) -> Instruction:
         aggregator = attempt.aggregator
         if attempt.phase is Phase.ADVERTISE_KEYS:
-            return Join(attempt.header, self._head())
+            return Join(attempt.header, self._register.head)
         if isinstance(aggregator, PlainAggregator):
             return Submit(attempt.session, tuple(sorted(attempt.expected)), {})
         if attempt.phase is Phase.SHARE_KEYS:
             return ShareKeys(attempt.session, attempt.advertisements)
         if attempt.phase is Phase.MASKED_INPUT:
             return Submit(attempt.session, tuple(sorted(attempt.expected)), aggregator.envelopes_for(site))
+        if attempt.phase is Phase.CONSISTENCY:
+            return Confirm(attempt.session, attempt.contributors)
         if attempt.phase is Phase.UNMASK:
-            return Unmask(attempt.session, tuple(sorted(attempt.expected)))
+            return Unmask(attempt.session, attempt.signatures)
         return Wait("the next round")
-
-    def _head(self) -> Head:
-        if self._closed is None:
-            return Head(self._hash, 0, self._hash)
-        return Head(self._hash, self._closed.round, self._closed.model_hash)
 
     def _require(self, site: str, session: bytes, phase: Phase) -> Attempt:
         attempt = self._attempt
@@ -486,12 +481,6 @@ class Coordinator:
         self.alive(site)
         self._advance()
         self._changed.notify_all()
-
-    def _tell(self, site: str, instruction: Instruction) -> None:
-        if isinstance(instruction, Finished | Paused):
-            self._told[site] += 1
-        if isinstance(instruction, Finished) and self._told[site] == HOLDS_THE_MODEL:
-            self._archive.save_finished(site)
 
     def _forgotten(self, site: str, session: bytes | None) -> None:
         attempt = self._attempt

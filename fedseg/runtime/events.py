@@ -91,6 +91,23 @@ class Charged:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """This site's update is in the ring. Both figures are its own: they stay on this machine.
+
+    Attributes:
+        round: The round.
+        norm: L2 norm of the update.
+        clip: The plan's bound on it.
+        relative_error: Measured: what rounding has moved it by, L2 norm over its own.
+    """
+
+    round: int
+    norm: float
+    clip: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
 class Note:
     """Something else worth a line."""
 
@@ -107,6 +124,7 @@ Event = (
     | RoundClosed
     | RoundAbandoned
     | Charged
+    | Encoded
     | Note
 )
 Notify = Callable[[Event], None]

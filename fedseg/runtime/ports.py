@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.federation.exchange import LedgerClaim, RingVector
+from fedseg.federation.exchange import Best, LedgerClaim, RingVector
 from fedseg.federation.vector import Weights
 
 Entropy = Callable[[int], bytes]
@@ -17,7 +16,7 @@ Arrays = Mapping[str, NDArray[np.float32]]
 
 
 class Trainer(Protocol):
-    """Local training: weights in, update out."""
+    """Local training: weights in, update out; and what a model is worth here, where a plan rolls back."""
 
     def update(
         self,
@@ -30,29 +29,40 @@ class Trainer(Protocol):
     ) -> Arrays:
         """Weights after minus weights before one round's steps; `Interrupted` where `should_stop` said so."""
 
+    def score(self, weights: Arrays, *, should_stop: Callable[[], bool]) -> float | None:
+        """Mean Dice of the tissues over the site's validation subjects, 0 to 1; None where it has none.
 
-@dataclass(frozen=True, order=True)
-class Standing:
-    """How far a site has gone: it only ever goes forward.
-
-    Attributes:
-        round: The newest round that it joined, 0 before the first.
-        attempt: The newest attempt at it.
-        unmasked: It has released shares in that attempt, so no other attempt at the round may use the same update.
-    """
-
-    round: int = 0
-    attempt: int = 0
-    unmasked: bool = False
-
-    def allows(self, round_number: int, attempt: int) -> bool:
-        """Whether an attempt may be joined: a later round, or a later attempt at one that was never unmasked."""
-        if round_number == self.round:
-            return attempt > self.attempt and not self.unmasked
-        return round_number > self.round
+        Changes no later update by a bit. `Interrupted` where `should_stop` said so.
+        """
 
 
-class Memory(Protocol):
+class SessionMemory(Protocol):
+    """What a site keeps of the newest session of secure aggregation."""
+
+    def session(self) -> bytes | None:
+        """The session's state, as it was saved last."""
+
+    def save_session(self, data: bytes) -> None:
+        """Keep it, fsynced, before the message that it holds leaves. It is secret; what it replaces is erased."""
+
+    def masked(self, session: bytes) -> RingVector | None:
+        """The masked update of that session (sid0), where it was made."""
+
+    def save_masked(self, session: bytes, vector: RingVector) -> None:
+        """Keep it, fsynced, before it leaves."""
+
+
+class Evidence(Protocol):
+    """A party's own log: hash-chained, signed, never changed (`store.audit_log` says what is in it)."""
+
+    def entries(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """(kind, body) of everything in it."""
+
+    def append(self, kind: str, body: Mapping[str, object]) -> object:
+        """Write one entry, durable when this returns."""
+
+
+class Memory(SessionMemory, Protocol):
     """What a site keeps on its own disk between messages."""
 
     def weights(self) -> Weights | None:
@@ -67,11 +77,11 @@ class Memory(Protocol):
     def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
         """Keep it, fsynced, before it is masked for the first time."""
 
-    def standing(self) -> Standing:
-        """How far this site has gone in the protocol."""
+    def best(self) -> Best | None:
+        """What a collapse would roll back to, as this site has computed it."""
 
-    def save_standing(self, standing: Standing) -> None:
-        """Keep it, fsynced, before the message that it speaks of leaves."""
+    def save_best(self, best: Best) -> None:
+        """Keep it."""
 
 
 class Charger(Protocol):

@@ -197,10 +197,10 @@ def _aggregation(manifest: Manifest) -> Facts:
     plan = manifest.plan
     limits = thresholds_of(plan, manifest.quorum)
     secure = plan.aggregation.mode == "secure"
-    helpers = f"at most {limits.c} sites help it" if limits.c else "no site helps it"
+    helpers = f"at most {limits.c} of the sites help it" if limits.c else "no site helps it"
     words = (
-        f"Secure aggregation: the server sees sums over at least {manifest.quorum} of {len(plan.sites)} sites, "
-        f"while it follows the protocol and {helpers}."
+        f"Secure aggregation: a server, even one that breaks the protocol, sees only sums over at least "
+        f"{manifest.quorum} of {len(plan.sites)} sites, as long as {helpers}."
         if secure
         else "Plain aggregation: the server sees every site's own update."
     )

@@ -9,8 +9,10 @@ from fedseg.plan import Manifest
 from fedseg.rpc.service import Desk, start_server
 from fedseg.runtime import events
 from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.session import encoding_of
 from fedseg.runtime.simulation import LocalLink
 from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.store.audit_log import AuditLog
 
 TICK_S = 0.5
 GOODBYE_S = 60.0
@@ -28,7 +30,8 @@ def desk_of(folder: StudyFolder, manifest: Manifest, coordinator: Coordinator) -
         study_ca=ca,
         invites=lambda: {row.id: row.ca_certificate for row in db.invites()},
         now=time.time,
-        vector_bytes=4 * (manifest.parameters + 1),
+        vector_bytes=4 * encoding_of(manifest).length,
+        staging=folder.staging,
         expect_upload=coordinator.expect_upload,
     )
 
@@ -48,8 +51,15 @@ def serve(folder: StudyFolder, bind: str, *, notify: events.Notify, stop: thread
     Raises:
         LinkError: if the port is in use.
     """
+    with AuditLog.open(folder.audit, folder.signing_key) as log:
+        return _serve(folder, bind, log, notify, stop)
+
+
+def _serve(folder: StudyFolder, bind: str, log: AuditLog, notify: events.Notify, stop: threading.Event) -> Coordinator:
     manifest = folder.manifest
-    coordinator = Coordinator(manifest, DiskArchive(folder), notify=notify)
+    coordinator = Coordinator(
+        manifest, DiskArchive(folder), enrolled=folder.enrolled, key=folder.signing_key, evidence=log, notify=notify
+    )
     late = coordinator.without_model()
     if coordinator.state is StudyState.COMPLETE and not late:
         return coordinator

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 from fedseg.document import Document
 from fedseg.errors import PlanError
+from fedseg.federation.exchange import Enrolled
 from fedseg.plan import Manifest, StudyPlan
 from fedseg.secagg.encoding import Encoding
 from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.roster import Roster
 from fedseg.secagg.thresholds import Thresholds
 
 
@@ -22,7 +24,7 @@ def thresholds_of(plan: StudyPlan, quorum: int | None) -> Thresholds:
     if plan.aggregation.mode == "plain":
         return Thresholds.plain(len(plan.sites), quorum or len(plan.sites))
     two = quorum == 2 and plan.aggregation.accept_two_contributors is not None
-    return Thresholds.of(len(plan.sites), plan.aggregation.collusion, accept_two=two)
+    return Thresholds.of(len(plan.sites), plan.aggregation.collusion, accept_two=two, quorum=quorum)
 
 
 @contextmanager
@@ -91,10 +93,20 @@ def encoding_of(manifest: Manifest) -> Encoding:
         clip=plan.aggregation.clip,
         weight_max=max(site.weight for site in plan.sites.values()),
         dimension=manifest.parameters,
+        scored=plan.aggregation.rollback is not None,
     )
 
 
-def header_of(manifest: Manifest, round_number: int, attempt: int, model_hash: str) -> SessionHeader:
+def roster_of(manifest: Manifest, enrolled: Enrolled) -> Roster:
+    """The roster of a study in which these have enrolled.
+
+    Raises:
+        ProtocolError: if a key cannot be, or two parties have one.
+    """
+    return Roster(manifest.study, bytes.fromhex(manifest.plan_hash), enrolled.server_key, enrolled.keys)
+
+
+def header_of(manifest: Manifest, roster: Roster, round_number: int, attempt: int, model_hash: str) -> SessionHeader:
     """The header of one attempt at a round, which every site recomputes and compares."""
     plan = manifest.plan
     return SessionHeader.of(
@@ -105,5 +117,6 @@ def header_of(manifest: Manifest, round_number: int, attempt: int, model_hash: s
         model_hash=bytes.fromhex(model_hash),
         encoding=encoding_of(manifest),
         sites=plan.site_names,
+        roster=roster.fingerprint,
         thresholds=thresholds_of(plan, manifest.quorum),
     )

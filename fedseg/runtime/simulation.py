@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fedseg.federation.exchange import (
+    Best,
+    Enrolled,
     Finished,
     Instruction,
     LedgerClaim,
@@ -24,9 +26,13 @@ from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator
-from fedseg.runtime.ports import Charger, Entropy, Standing, Trainer
+from fedseg.runtime.evidence import MemoryEvidence
+from fedseg.runtime.ports import Charger, Entropy, Trainer
+from fedseg.runtime.session import roster_of
 from fedseg.runtime.site import SiteRunner
-from fedseg.secagg.messages import Advertisement, Envelopes, MaskedInput, Shares
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
+from fedseg.secagg.roster import Identity
+from fedseg.secagg.signing import SIGNING_KEY_SIZE, public_half
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class LocalLink:
     def manifest(self) -> bytes:
         """See `federation.exchange.Link`."""
         return self.coordinator.manifest()
+
+    def roster(self) -> Enrolled:
+        """See `federation.exchange.Link`."""
+        return self.coordinator.roster()
 
     def poll(self, session: bytes | None) -> Instruction:
         """See `federation.exchange.Link`."""
@@ -57,6 +67,10 @@ class LocalLink:
         self.coordinator.upload(self.site, session, message, vector)
         progress(vector.nbytes, vector.nbytes)
 
+    def confirm(self, session: bytes, message: Consistency) -> None:
+        """See `federation.exchange.Link`."""
+        self.coordinator.confirm(self.site, session, message)
+
     def unmask(self, session: bytes, shares: Shares) -> None:
         """See `federation.exchange.Link`."""
         self.coordinator.unmask(self.site, session, shares)
@@ -64,6 +78,10 @@ class LocalLink:
     def withdraw(self, session: bytes, reason: WithdrawReason) -> None:
         """See `federation.exchange.Link`."""
         self.coordinator.withdraw(self.site, session, reason)
+
+    def holds(self, model_hash: str) -> None:
+        """See `federation.exchange.Link`."""
+        self.coordinator.holds(self.site, model_hash)
 
     def claim(self, claim: LedgerClaim) -> None:
         """See `federation.exchange.Link`."""
@@ -83,12 +101,14 @@ class LocalLink:
 
 
 class SiteMemory:
-    """A site's memory without a disk: the newest model and the newest contribution."""
+    """A site's memory without a disk: the newest of everything."""
 
     def __init__(self) -> None:
         self._weights: Weights | None = None
         self._contribution: tuple[int, str, RingVector] | None = None
-        self._standing = Standing()
+        self._session: bytes | None = None
+        self._masked: tuple[bytes, RingVector] | None = None
+        self._best: Best | None = None
 
     def weights(self) -> Weights | None:
         """The newest model."""
@@ -103,17 +123,34 @@ class SiteMemory:
         kept = self._contribution
         return kept[2] if kept is not None and kept[:2] == (round_number, model) else None
 
-    def standing(self) -> Standing:
-        """How far this site has gone."""
-        return self._standing
-
-    def save_standing(self, standing: Standing) -> None:
-        """Keep it."""
-        self._standing = standing
-
     def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
         """Keep the newest contribution."""
         self._contribution = (round_number, model, vector)
+
+    def session(self) -> bytes | None:
+        """The newest session's state."""
+        return self._session
+
+    def save_session(self, data: bytes) -> None:
+        """Keep it."""
+        self._session = data
+
+    def masked(self, session: bytes) -> RingVector | None:
+        """The masked update of that session, where it is the newest."""
+        kept = self._masked
+        return kept[1] if kept is not None and kept[0] == session else None
+
+    def save_masked(self, session: bytes, vector: RingVector) -> None:
+        """Keep the newest masked update."""
+        self._masked = (session, vector)
+
+    def best(self) -> Best | None:
+        """What a collapse would roll back to."""
+        return self._best
+
+    def save_best(self, best: Best) -> None:
+        """Keep it."""
+        self._best = best
 
 
 def simulate(
@@ -145,16 +182,23 @@ def simulate(
     """
     archive = MemoryArchive()
     archive.save_model(0, initial, None)
-    coordinator = Coordinator(manifest, archive, notify=notify)
+    server_key = entropy(SIGNING_KEY_SIZE)
+    keys = {site: entropy(SIGNING_KEY_SIZE) for site in manifest.plan.site_names}
+    enrolled = Enrolled(public_half(server_key), {site: public_half(key) for site, key in keys.items()})
+    roster = roster_of(manifest, enrolled)
+    coordinator = Coordinator(
+        manifest, archive, enrolled=lambda: enrolled, key=server_key, evidence=MemoryEvidence(), notify=notify
+    )
     runners = [
         SiteRunner(
-            site, manifest, LocalLink(coordinator, site), trainers[site], layout, SiteMemory(),
-            charger=(chargers or {}).get(site), entropy=entropy, notify=lambda _: None, stop=threading.Event(),
+            Identity(site, key, roster), manifest, LocalLink(coordinator, site), trainers[site], layout, SiteMemory(),
+            evidence=MemoryEvidence(), confirm=lambda _: roster, may_reuse=False, charger=(chargers or {}).get(site),
+            entropy=entropy, notify=lambda _: None, stop=threading.Event(),
         )
-        for site in manifest.plan.site_names
+        for site, key in keys.items()
     ]  # fmt: skip
     with ThreadPoolExecutor(len(runners)) as pool:
         finished = [future.result() for future in [pool.submit(runner.run) for runner in runners]]
     for runner in runners:
-        runner.say_goodbye()
+        runner.say_goodbye(finished[0])
     return coordinator.weights, finished[0]

@@ -22,6 +22,8 @@ from fedseg.errors import (
     StaleSession,
 )
 from fedseg.federation.exchange import (
+    Confirm,
+    Enrolled,
     Finished,
     Head,
     Instruction,
@@ -35,17 +37,18 @@ from fedseg.federation.exchange import (
     Wait,
     WithdrawReason,
 )
-from fedseg.federation.strategy import fed_avg
-from fedseg.federation.vector import Layout, Weights, model_hash
+from fedseg.federation.vector import Layout, Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
+from fedseg.runtime.evidence import logged_roster, roster_entry
+from fedseg.runtime.following import Follower
+from fedseg.runtime.participation import Participation
 from fedseg.runtime.patience import patiently
-from fedseg.runtime.ports import Charger, Entropy, Memory, Standing, Trainer
+from fedseg.runtime.ports import Charger, Entropy, Evidence, Memory, Trainer
 from fedseg.runtime.session import encoding_of, header_of
-from fedseg.secagg.aggregator import plain_input
 from fedseg.secagg.encoding import rounding_seed
-from fedseg.secagg.messages import MaskedInput, SessionHeader
-from fedseg.secagg.site import Advertised, Masked, Shared, advertise
+from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.roster import Identity, Roster
 
 T = TypeVar("T")
 
@@ -68,12 +71,15 @@ class SiteRunner:
     """Takes part in a study until it ends.
 
     Args:
-        site: This site's name.
+        identity: This site, and the roster that its operator has confirmed.
         manifest: The study, as the operator accepted it.
         link: The connection to the server.
         trainer: Local training.
         layout: Order of the network's arrays in the flat vector.
         memory: The site's disk.
+        evidence: The site's log.
+        confirm: Judges a roster that differs; raises unless the operator has approved it.
+        may_reuse: Whether a second sum over a used model may have other contributors than the first.
         charger: The privacy ledger; None in a study without privacy.
         entropy: Random bytes from the operating system.
         notify: Told what happens; may be called from the training thread.
@@ -83,13 +89,16 @@ class SiteRunner:
 
     def __init__(
         self,
-        site: str,
+        identity: Identity,
         manifest: Manifest,
         link: Link,
         trainer: Trainer,
         layout: Layout,
         memory: Memory,
         *,
+        evidence: Evidence,
+        confirm: Callable[[Enrolled], Roster],
+        may_reuse: bool,
         charger: Charger | None,
         entropy: Entropy,
         notify: events.Notify,
@@ -98,15 +107,15 @@ class SiteRunner:
     ) -> None:
         if manifest.plan.private != (charger is not None):
             raise ProtocolError("a private study needs a ledger, and only a private study does")
-        self._site, self._manifest, self._link = site, manifest, link
+        self._site, self._manifest, self._link = identity.site, manifest, link
+        self._identity, self._confirm_roster, self._may_reuse = identity, confirm, may_reuse
         self._trainer, self._layout, self._memory, self._charger = trainer, layout, memory, charger
+        self._evidence = evidence
         self._entropy, self._notify, self._stop, self._patience_s = entropy, notify, stop, patience_s
         self._encoding = encoding_of(manifest)
-        self._weights = memory.weights()
-        self._header: SessionHeader | None = None
-        self._keys: Advertised | Shared | Masked | None = None
+        self._model = Follower(manifest, link, memory, evidence, notify=notify, patiently=self._patiently)
         self._work: Work | None = None
-        self._sent: tuple[MaskedInput, RingVector] | None = None
+        self._part = self._participation()
         self._offered: bytes | None = None
         self._refusals = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -114,7 +123,7 @@ class SiteRunner:
     @property
     def weights(self) -> Weights | None:
         """The newest model that this site holds."""
-        return self._weights
+        return self._model.weights
 
     def run(self) -> Finished:
         """Take part until the study is complete.
@@ -126,10 +135,11 @@ class SiteRunner:
         """
         reason: WithdrawReason = "failed"
         try:
+            self._resume()
             while True:
                 if self._stop.is_set():
                     raise Interrupted("this site has left the study for now; nothing is lost")
-                finished = self._obey(self._patiently(lambda: self._link.poll(self._session)))
+                finished = self._obey(self._patiently(lambda: self._link.poll(self._part.session)))
                 if finished is not None:
                     return finished
                 self._check_work()
@@ -151,14 +161,28 @@ class SiteRunner:
         self._notify(events.Note(f"the study ends here: {error.what}"))
         return finished
 
-    def say_goodbye(self) -> None:
+    def say_goodbye(self, finished: Finished) -> None:
         """Let the server know that this site holds the final model: a courtesy, so once and without patience."""
-        with suppress(LinkError):
-            self._link.poll(None)
+        with suppress(LinkError, ProtocolError, StaleSession):
+            self._link.holds(finished.head.model_hash)
 
-    @property
-    def _session(self) -> bytes | None:
-        return self._header.sid0() if self._header is not None else None
+    def _participation(self) -> Participation:
+        if self._identity.roster.fingerprint.hex() != logged_roster(self._evidence.entries()):
+            self._evidence.append("roster", roster_entry(self._identity.roster))
+        # A private round over a used model has fresh sampling and noise, and is charged anew.
+        reuse = self._may_reuse or self._manifest.plan.private
+        return Participation(self._identity, self._memory, self._evidence, entropy=self._entropy, may_reuse=reuse)
+
+    def _resume(self) -> None:
+        """Go on with the session that a crash cut short, if what it needs is there: nothing is trained for it again."""
+        header = self._part.header
+        if header is None or not self._part.awaits_input:
+            return
+        if self._memory.contribution(header.round, header.model_hash.hex()) is None:
+            session = header.sid0()
+            self._part.end("the site restarted before its update was computed")
+            with suppress(StaleSession, ProtocolError):
+                self._patiently(lambda: self._link.withdraw(session, "interrupted"))
 
     def _obey(self, instruction: Instruction) -> Finished | None:
         try:
@@ -175,7 +199,8 @@ class SiteRunner:
     def _refuse(self, error: ProtocolError) -> None:
         """Leave a session in which something is wrong, releasing nothing; give up where it keeps happening."""
         self._refusals += 1
-        session, self._header, self._keys, self._sent = self._session or self._offered, None, None, None
+        session = self._part.session or self._offered
+        self._part.end(error.what)
         self._notify(events.Note(f"this site leaves the attempt: {error}"))
         if session is not None:
             with suppress(ProtocolError):
@@ -189,30 +214,42 @@ class SiteRunner:
                 self._notify(events.Waiting(instruction.reason))
             case Join():
                 self._join(instruction)
-            case ShareKeys():
-                self._share_keys(instruction)
-            case Submit():
-                self._submit(instruction)
-            case Unmask():
-                self._unmask(instruction)
+            case ShareKeys() | Submit() | Confirm() | Unmask():
+                self._answer(instruction)
             case Paused():
-                self._header = None
+                self._part.end("the study was paused")
                 raise BelowQuorum(
                     f"the study is paused: {instruction.reason}", hint="go on with: fedseg client join --state DIR"
                 )
             case Finished():
                 self._catch_up(instruction.head)
-                self._header = None
+                self._part.end("the study ended")
                 return instruction
         return None
 
+    def _answer(self, asked: ShareKeys | Submit | Confirm | Unmask) -> None:
+        part, link = self._part, self._link
+        match asked:
+            case ShareKeys():
+                envelopes = part.share_keys(asked.session, asked.advertisements)
+                self._patiently(lambda: link.share_keys(asked.session, envelopes))
+            case Submit():
+                self._submit(asked)
+            case Confirm():
+                signature = part.confirm(asked.session, asked.contributors)
+                self._patiently(lambda: link.confirm(asked.session, signature))
+            case Unmask():
+                shares = part.unmask(asked.session, asked.signatures)
+                self._patiently(lambda: link.unmask(asked.session, shares))
+
     def _join(self, instruction: Join) -> None:
         offered = instruction.header
-        self._offered, self._header, self._sent = offered.sid0(), None, None
+        self._offered = session = offered.sid0()
         self._catch_up(instruction.head)
-        header_of(self._manifest, offered.round, offered.attempt, instruction.head.model_hash).check_offer(offered)
-        session = offered.sid0()
-        if not self._memory.standing().allows(offered.round, offered.attempt):
+        self._follow_roster(offered)
+        self._check_rounds()
+        self._expected_header(offered, instruction.head).check_offer(offered)
+        if not self._part.may_join(offered):
             self._patiently(lambda: self._link.withdraw(session, "refused"))
             return
         try:
@@ -223,86 +260,48 @@ class SiteRunner:
         if not ready:
             self._patiently(lambda: self._link.withdraw(session, "interrupted"))
             return
-        self._memory.save_standing(Standing(offered.round, offered.attempt))
-        # Keys of an earlier attempt are gone before those of this one exist.
-        self._keys, message = None, None
-        if offered.thresholds.secure:
-            self._keys, message = advertise(offered, self._site, self._entropy)
-        self._header = offered
+        message = self._part.join(offered)
         self._notify(events.RoundStarted(offered.round, self._manifest.plan.schedule.rounds, offered.attempt))
         self._patiently(lambda: self._link.advertise(session, message))
 
-    def _share_keys(self, instruction: ShareKeys) -> None:
-        keys = self._expect(instruction.session, Advertised)
-        self._keys, envelopes = keys.share_keys(instruction.advertisements, self._entropy)
-        self._patiently(lambda: self._link.share_keys(instruction.session, envelopes))
+    def _check_rounds(self) -> None:
+        """A study has the rounds of its plan: no server may train on and on."""
+        rounds = self._manifest.plan.schedule.rounds
+        if len({body["round"] for kind, body in self._evidence.entries() if kind == "closed"}) >= rounds:
+            raise ProtocolError(
+                f"the server opens another round, though the {rounds} of the plan are closed",
+                hint="nothing was sent; talk to the coordinator",
+            )
+
+    def _expected_header(self, offered: SessionHeader, head: Head) -> SessionHeader:
+        """The session as this site puts it together: from its own manifest, its own roster, the weights it holds."""
+        roster = self._identity.roster
+        return header_of(self._manifest, roster, offered.round, offered.attempt, head.model_hash)
+
+    def _follow_roster(self, offered: SessionHeader) -> None:
+        """Go on under another roster only where this site's operator has approved it."""
+        if offered.roster == self._identity.roster.fingerprint:
+            return
+        roster = self._confirm_roster(self._patiently(self._link.roster))
+        if roster != self._identity.roster:
+            self._part.end("another roster was approved")
+            self._identity = replace(self._identity, roster=roster)
+            self._part = self._participation()
 
     def _submit(self, instruction: Submit) -> None:
-        if self._header is None or instruction.session != self._session:
+        if instruction.session != self._part.session:
             raise ProtocolError("the server asks for the update of another session")
-        if self._sent is None:
-            vector = self._contribution()
-            if vector is None:
-                return
-            self._sent = self._masked(self._header, instruction, vector)
-        message, sent = self._sent
+        if self._part.awaits_input and not self._trained():
+            return
+        message, sent = self._part.submit(
+            instruction.session, instruction.sharers, instruction.envelopes, self._contribution
+        )
         progress = self._transfer("sending the update")
         self._patiently(lambda: self._link.upload(instruction.session, message, sent, progress))
 
-    def _masked(self, header: SessionHeader, instruction: Submit, vector: RingVector) -> tuple[MaskedInput, RingVector]:
-        """What is sent in this session, made once: an upload that failed is sent again with the same bytes."""
-        if not header.thresholds.secure:
-            return plain_input(header, self._site, instruction.sharers, vector), vector
-        keys = self._expect(instruction.session, Shared)
-        self._keys, message, sent = keys.mask(instruction.envelopes, instruction.sharers, vector)
-        return message, sent
-
-    def _unmask(self, instruction: Unmask) -> None:
-        keys = self._expect(instruction.session, Masked)
-        _, shares = keys.unmask(instruction.contributors)
-        self._memory.save_standing(replace(self._memory.standing(), unmasked=True))
-        self._keys = self._sent = None
-        self._patiently(lambda: self._link.unmask(instruction.session, shares))
-
-    def _expect(self, session: bytes, phase: type[T]) -> T:
-        if session != self._session or not isinstance(self._keys, phase):
-            raise ProtocolError("the server asks for a step out of order", hint="this site released nothing")
-        return self._keys
-
     def _catch_up(self, head: Head) -> None:
-        """Hold the study's newest model: from the published sum where possible, else by download."""
-        own = None if self._weights is None else model_hash(self._weights)
-        if own == head.model_hash:
-            return
-        if own is not None and head.closed_round and own == head.base_model:
-            weights = self._apply(self._weights, head)
-        else:
-            weights = self._download(head)
-        if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
-            raise ProtocolError("the study's first model is not the one that the plan names")
-        self._weights, self._refusals = weights, 0
-        self._memory.save_weights(weights)
-
-    def _download(self, head: Head) -> Weights:
-        progress = self._transfer("fetching the model")
-        weights = self._patiently(lambda: self._link.model(head.model_hash, progress))
-        if weights.size != self._manifest.parameters or model_hash(weights) != head.model_hash:
-            raise ProtocolError("the model that the server sent is not the one it named")
-        return weights
-
-    def _apply(self, weights: Weights | None, head: Head) -> Weights:
-        progress = self._transfer("fetching the sum")
-        published = self._patiently(lambda: self._link.published(head.closed_round, progress))
-        mean, _ = self._encoding.decode(published.total, len(published.contributors))
-        if weights is None or len(published.contributors) < self._manifest.quorum:
-            raise ProtocolError(f"round {head.closed_round} was closed below the quorum")
-        following = fed_avg(weights, mean)
-        if model_hash(following) != head.model_hash:
-            raise ProtocolError(
-                f"the server names model {head.model_hash[:16]} where its own sum gives {model_hash(following)[:16]}",
-                hint="stop and talk to the coordinator: the server is broken, or lies",
-            )
-        return following
+        if self._model.catch_up(head, self._part, self._identity.roster.server_key):
+            self._refusals = 0
 
     # Training.
 
@@ -329,41 +328,44 @@ class SiteRunner:
         return True
 
     def _train(self, round_number: int, model: str, stop: threading.Event) -> RingVector:
-        if self._weights is None:
+        if self.weights is None:
             raise ProtocolError("there is no model to train")
+        weights = self._layout.unflatten(self.weights)
+
+        def should_stop() -> bool:
+            return stop.is_set() or self._stop.is_set()
+
+        score = self._trainer.score(weights, should_stop=should_stop) if self._encoding.scored else None
         update = self._trainer.update(
-            self._layout.unflatten(self._weights),
+            weights,
             round_number,
             entropy=self._entropy,
             on_step=lambda done, steps: self._notify(events.Training(round_number, done, steps)),
-            should_stop=lambda: stop.is_set() or self._stop.is_set(),
+            should_stop=should_stop,
         )
         plan = self._manifest.plan
         seed = rounding_seed(plan.seed, round_number, self._site)
-        encoded = self._encoding.encode(self._layout.flatten(update), plan.sites[self._site].weight, seed)
-        if encoded.rescaled:
-            self._notify(
-                events.Note(
-                    f"round {round_number}: the update's norm {encoded.norm:.3g} was brought down to the plan's clip"
-                )
-            )
+        encoded = self._encoding.encode(self._layout.flatten(update), plan.sites[self._site].weight, seed, score)
+        self._notify(events.Encoded(round_number, encoded.norm, plan.aggregation.clip, encoded.relative_error))
         self._memory.save_contribution(round_number, model, encoded.vector)
         return encoded.vector
 
-    def _contribution(self) -> RingVector | None:
-        """The contribution to this session; None while it is being computed."""
+    def _trained(self) -> bool:
+        """Whether the contribution to this session is there; waits for it as long as a heartbeat."""
         if self._work is not None:
             try:
-                vector = self._work.result.result(HEARTBEAT_S)
+                self._work.result.result(HEARTBEAT_S)
             except FutureTimeout:
-                return None
+                return False
             if self._charger is not None:
                 self._charger.commit(self._work.round, self._work.attempt)
             self._work = None
-            return vector
-        kept = None
-        if self._header is not None:
-            kept = self._memory.contribution(self._header.round, self._header.model_hash.hex())
+        return True
+
+    def _contribution(self) -> RingVector:
+        """The contribution to this session, as it was written down when it was computed."""
+        header = self._part.header
+        kept = None if header is None else self._memory.contribution(header.round, header.model_hash.hex())
         if kept is None:
             raise ProtocolError("the server asks for an update that this site never computed")
         return kept
@@ -386,8 +388,9 @@ class SiteRunner:
         if self._work is not None:
             self._work.stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        session = self._session
+        session = self._part.session
         if session is not None:
+            self._part.end(f"this site left ({reason})")
             try:
                 self._link.withdraw(session, reason)
             except (LinkError, ProtocolError):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.errors import StorageError, UsageError
+from fedseg.errors import ProtocolError, StorageError, UsageError
+from fedseg.federation.exchange import Best
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.rpc.certificates import (
@@ -22,12 +23,19 @@ from fedseg.rpc.certificates import (
 from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
-from fedseg.runtime.ports import Standing
+from fedseg.runtime.roster_words import parse_fingerprint
+from fedseg.runtime.session import encoding_of
+from fedseg.secagg.roster import Roster
+from fedseg.secagg.signing import SIGNING_KEY_SIZE
+from fedseg.store import secrets
+from fedseg.store.audit_log import LOG, AuditLog
 from fedseg.store.files import LOCK, storage_errors, write_atomic
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
 
 RingVector = NDArray[np.uint32]
 
+# The protocol's record of a session: keys, shares and messages of at most 100 sites.
+MOST_SESSION = 1 << 22
 
 # What an enrolment that failed leaves behind: the next one may begin anew.
 LEFTOVERS = {"client.log", "keys", "ca.pem", LOCK}
@@ -56,7 +64,10 @@ class Membership:
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """Paths of a site's files below one folder, and what is done with them; a `runtime.ports.Memory`."""
+    """Paths of a site's files below one folder, and what is done with them.
+
+    It is a site's `runtime.ports.Memory` and its `runtime.pinning.Pins`.
+    """
 
     root: Path
 
@@ -74,6 +85,11 @@ class SiteFolder:
     def cache(self) -> Path:
         """Prepared scans."""
         return self.root / "cache"
+
+    @property
+    def audit(self) -> Path:
+        """The site's signed log of the protocol."""
+        return self.root / LOG
 
     @property
     def enrolled(self) -> bool:
@@ -153,12 +169,15 @@ class SiteFolder:
         except (ValueError, TypeError):
             raise StorageError("the site's state is damaged", where=str(self.root / "site.json")) from None
 
-    def connect(self, parameters: int = 0) -> RemoteStudy:
-        """A connection to the study's server."""
+    def connect(self, manifest: Manifest | None = None) -> RemoteStudy:
+        """A connection to the study's server; models and sums come over it only where the manifest says their sizes."""
         keys = self.root / "keys"
         with storage_errors(keys):
             identity = KeyPair((keys / "tls.pem").read_bytes(), (keys / "tls.key").read_bytes())
-        return RemoteStudy(self.membership.address, self._read("ca.pem"), identity, parameters)
+        sizes = {}
+        if manifest is not None:
+            sizes = {"parameters": manifest.parameters, "length": encoding_of(manifest).length}
+        return RemoteStudy(self.membership.address, self._read("ca.pem"), identity, **sizes)
 
     @property
     def manifest(self) -> Manifest | None:
@@ -170,6 +189,62 @@ class SiteFolder:
         """Write down the study that the operator accepted: from here on no other plan is."""
         write_atomic(self.root / "manifest.json", manifest.to_json())
 
+    # runtime.pinning.Pins
+
+    @property
+    def protocol_key(self) -> bytes:
+        """The site's private Ed25519 key, 32 bytes.
+
+        Raises:
+            StorageError: if it is missing or damaged.
+        """
+        key = self._read("keys/protocol.key")
+        if len(key) != SIGNING_KEY_SIZE:
+            path = self.root / "keys" / "protocol.key"
+            raise StorageError("this site's protocol key is damaged", where=str(path), hint="ask for a new invite")
+        return key
+
+    @property
+    def roster(self) -> Roster | None:
+        """The roster that the operator confirmed; None before.
+
+        Raises:
+            StorageError: if the file is damaged.
+        """
+        path = self.root / "roster.bin"
+        try:
+            return Roster.from_bytes(self._read(path.name)) if path.is_file() else None
+        except ProtocolError as error:
+            raise StorageError(f"the pinned roster is damaged: {error.what}", where=str(path)) from None
+
+    def pin_roster(self, roster: Roster) -> None:
+        """Write down the roster that the operator confirmed, fsynced: from here on no other is, until approved."""
+        write_atomic(self.root / "roster.bin", roster.to_bytes())
+
+    @property
+    def approved(self) -> bytes | None:
+        """The roster fingerprint that the operator approved last with `approve`; None where there is none.
+
+        Raises:
+            StorageError: if the file is damaged.
+        """
+        path = self.root / "approved"
+        if not path.is_file():
+            return None
+        try:
+            return parse_fingerprint(self._read(path.name).decode())
+        except (UsageError, UnicodeDecodeError):
+            hint = f"approve again: fedseg client approve-roster --state {self.root} --fingerprint HEX"
+            raise StorageError("the approved fingerprint is damaged", where=str(path), hint=hint) from None
+
+    def approve(self, fingerprint: bytes) -> None:
+        """Write down the fingerprint of a roster that the operator compared. Any process may, whoever holds the folder.
+
+        Raises:
+            StorageError: if the folder cannot be written.
+        """
+        write_atomic(self.root / "approved", f"{fingerprint.hex()}\n".encode())
+
     # runtime.ports.Memory
 
     def weights(self) -> Weights | None:
@@ -178,8 +253,10 @@ class SiteFolder:
         return load_model_vector(path) if path.is_file() else None
 
     def save_weights(self, weights: Weights) -> None:
-        """Keep the newest model."""
+        """Keep the newest model; what was computed from the one before has served."""
         save_vector(self.root / "weights.npy", weights)
+        self._drop("contribution-*.npy", None)
+        self._drop("masked-*.npy", None)
 
     def contribution(self, round_number: int, model: str) -> RingVector | None:
         """The encoded update of that round and model, where it was computed."""
@@ -189,25 +266,64 @@ class SiteFolder:
     def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
         """Keep it, fsynced; earlier ones have served."""
         path = self._contribution(round_number, model)
-        for old in self.root.glob("contribution-*.npy"):
-            if old != path:
-                old.unlink()
+        self._drop("contribution-*.npy", path)
         save_vector(path, vector)
 
-    def standing(self) -> Standing:
-        """How far this site has gone in the protocol."""
-        path = self.root / "standing.json"
-        try:
-            return Standing(**json.loads(self._read(path.name))) if path.is_file() else Standing()
-        except (ValueError, TypeError):
-            raise StorageError("the site's standing in the protocol is damaged", where=str(path)) from None
+    def session(self) -> bytes | None:
+        """The protocol's record of the newest session, as it was written down; None before the first."""
+        return secrets.read(self.root / "session.bin", MOST_SESSION)
 
-    def save_standing(self, standing: Standing) -> None:
+    def save_session(self, data: bytes) -> None:
+        """Keep it, fsynced; what it replaces held secrets and is overwritten."""
+        secrets.replace(self.root / "session.bin", data)
+
+    def masked(self, session: bytes) -> RingVector | None:
+        """The masked update of a session (sid0), exactly as it is sent; None where there is none."""
+        path = self._masked(session)
+        return load_ring_vector(path) if path.is_file() else None
+
+    def save_masked(self, session: bytes, vector: RingVector) -> None:
+        """Keep it, fsynced; earlier ones have served."""
+        path = self._masked(session)
+        self._drop("masked-*.npy", path)
+        save_vector(path, vector)
+
+    def best(self) -> Best | None:
+        """What a collapse would roll back to, as this site has computed it; None before the first score.
+
+        Raises:
+            StorageError: if the file is damaged.
+        """
+        path = self.root / "best.json"
+        try:
+            return Best(**json.loads(self._read(path.name))) if path.is_file() else None
+        except (ValueError, TypeError):
+            raise StorageError("what this site knows of the best model is damaged", where=str(path)) from None
+
+    def save_best(self, best: Best) -> None:
         """Keep it, fsynced."""
-        write_atomic(self.root / "standing.json", json.dumps(asdict(standing)).encode())
+        write_atomic(self.root / "best.json", json.dumps(asdict(best)).encode())
+
+    def open_audit(self, study: str) -> AuditLog:
+        """This site's log of a study, held until it is closed; begun where the site has said nothing yet.
+
+        Raises:
+            LedgerError: if it is missing though the site has taken part, broken, or held by another process.
+        """
+        if not self.audit.exists() and self.session() is None:
+            return AuditLog.create(self.audit, self.protocol_key, "site", self.membership.site, study)
+        return AuditLog.open(self.audit, self.protocol_key)
+
+    def _masked(self, session: bytes) -> Path:
+        return self.root / f"masked-{session.hex()}.npy"
 
     def _contribution(self, round_number: int, model: str) -> Path:
         return self.root / f"contribution-{round_number:05d}-{model[:16]}.npy"
+
+    def _drop(self, names: str, kept: Path | None) -> None:
+        for old in self.root.glob(names):
+            if old != kept:
+                old.unlink()
 
     def _read(self, name: str) -> bytes:
         with storage_errors(self.root / name):

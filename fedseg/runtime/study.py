@@ -11,18 +11,28 @@ from pathlib import Path
 
 from fedseg import __version__
 from fedseg.document import Document
-from fedseg.errors import InviteError, PlanError, StorageError, UsageError
+from fedseg.errors import InviteError, PlanError, ProtocolError, RosterError, StorageError, UsageError
+from fedseg.federation.exchange import Enrolled
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest, StudyPlan
 from fedseg.privacy.accounting import delta_cap, epsilon
 from fedseg.privacy.calibration import noise_multiplier
 from fedseg.rpc.addresses import split_address
-from fedseg.rpc.certificates import create_study_ca, fingerprint, issue_server_certificate, issue_site_certificate
+from fedseg.rpc.certificates import (
+    create_study_ca,
+    fingerprint,
+    issue_server_certificate,
+    issue_site_certificate,
+    new_protocol_key,
+)
 from fedseg.rpc.credentials import ServerTls
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.archive import RingVector
-from fedseg.runtime.session import at_plan_line, check_aggregation, check_weights, encoding_of, thresholds_of
+from fedseg.runtime.session import at_plan_line, check_aggregation, check_weights, encoding_of, roster_of, thresholds_of
+from fedseg.secagg.roster import Roster
+from fedseg.secagg.signing import SIGNING_KEY_SIZE, check_signing_key, public_half
+from fedseg.store.audit_log import LOG, AuditLog
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
@@ -159,6 +169,16 @@ class StudyFolder:
         return self.root / "server.log"
 
     @property
+    def audit(self) -> Path:
+        """The server's signed log of the protocol."""
+        return self.root / LOG
+
+    @property
+    def staging(self) -> Path:
+        """Where an upload lies, without a name, until it is whole."""
+        return self.root / "rounds"
+
+    @property
     def db(self) -> StudyDb:
         """The study's book."""
         return StudyDb(self.root / "study.sqlite")
@@ -206,6 +226,8 @@ class StudyFolder:
         for name, pair in {"ca": ca, "server": server}.items():
             write_atomic(root / "keys" / f"{name}.key", pair.key_pem)
             write_atomic(root / "keys" / f"{name}.pem", pair.cert_pem, 0o644)
+        write_atomic(root / "keys" / "audit.key", new_protocol_key())
+        AuditLog.create(folder.audit, folder.signing_key, "server", "server", manifest.study).close()
         DiskArchive(folder).save_model(0, weights, None)
         write_atomic(root / "address", address.encode(), 0o644)
         folder.db.invites()
@@ -262,14 +284,49 @@ class StudyFolder:
 
         Raises:
             InviteError: if the invite is unknown, used or expired.
-            ProtocolError: if the request is malformed.
+            ProtocolError: if the request is malformed, or the protocol key no key or another party's.
         """
         site = next((row.site for row in self.db.invites() if row.id == invite_id), None)
         if site is None:
             raise InviteError("the server does not know this invite", hint="ask the coordinator for a new one")
+        check_signing_key(protocol_key)
+        known = self.enrolled()
+        if protocol_key in (known.server_key, *(key for name, key in known.keys.items() if name != site)):
+            raise ProtocolError("this protocol key is another party's: each makes its own")
         certificate = issue_site_certificate(self.ca, certificate_request, site, now=now)
         self.db.enrol(invite_id, SiteRow(site, fingerprint(certificate), protocol_key), now=now)
         return certificate
+
+    @property
+    def signing_key(self) -> bytes:
+        """The server's private Ed25519 key, 32 bytes: it signs what the server publishes, and its log.
+
+        Raises:
+            StorageError: if it is missing or damaged.
+        """
+        path = self.root / "keys" / "audit.key"
+        with storage_errors(path):
+            key = path.read_bytes()
+        if len(key) != SIGNING_KEY_SIZE:
+            raise StorageError("the server's signing key is damaged", where=str(path), hint="restore it from a backup")
+        return key
+
+    def enrolled(self) -> Enrolled:
+        """The server's key, and the protocol keys of the sites that have enrolled so far."""
+        return Enrolled(public_half(self.signing_key), {row.name: row.protocol_key for row in self.db.sites()})
+
+    def roster(self) -> Roster:
+        """The study's roster.
+
+        Raises:
+            RosterError: while a site of the plan has yet to enrol.
+        """
+        manifest, enrolled = self.manifest, self.enrolled()
+        missing = [site for site in manifest.plan.site_names if site not in enrolled.keys]
+        if missing:
+            hint = f"make an invite and send it: fedseg study invite {self.root} {missing[0]}"
+            raise RosterError(f"{', '.join(missing)} yet to enrol", where=str(self.root), hint=hint)
+        return roster_of(manifest, enrolled)
 
     def tls(self) -> ServerTls:
         """The server's identity, and the CAs whose clients may connect."""
@@ -287,7 +344,7 @@ KEPT = 2
 
 
 class DiskArchive:
-    """`runtime.archive.Archive` in a study's folder: the first model, and the newest two models and sums."""
+    """`runtime.archive.Archive` in a study's folder: the first and the best model, the newest two models and sums."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self._rounds, self._db = folder.root / "rounds", folder.db
@@ -338,6 +395,19 @@ class DiskArchive:
     def load_total(self, closed_round: int) -> RingVector:
         """The sum of a round."""
         return load_ring_vector(self._path("sum", closed_round))
+
+    def save_best(self, weights: Weights, model: str) -> None:
+        """Keep the best model, of that hash, fsynced, and the one before: its round may yet fail to be written down."""
+        save_vector(self._best(model), weights)
+        for path in sorted(self._rounds.glob("best-*.npy"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+            path.unlink()
+
+    def load_best(self, model: str) -> Weights:
+        """The best model, or the one before, by its hash."""
+        return load_model_vector(self._best(model))
+
+    def _best(self, model: str) -> Path:
+        return self._rounds / f"best-{model[:16]}.npy"
 
     def _path(self, kind: str, closed_round: int) -> Path:
         return self._rounds / f"{kind}-{closed_round:05d}.npy"

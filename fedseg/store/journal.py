@@ -11,13 +11,16 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedseg.errors import LedgerError, StorageError
-from fedseg.privacy.chain import Record, parse, seal, verify
+from fedseg.privacy.chain import GENESIS, Record, parse, seal, verify
 from fedseg.store.files import fsync_folder, storage_errors, write_atomic
+
+Complete = Callable[[str, str, str, Mapping[str, object]], Mapping[str, object]]
+"""Given the hash of the record before, a kind, a time and a body: the body to write, which may add a signature."""
 
 
 def utc_now() -> str:
@@ -25,9 +28,13 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _as_given(_previous: str, _kind: str, _time: str, body: Mapping[str, object]) -> Mapping[str, object]:
+    return body
+
+
 @dataclass
 class Entry:
-    """A journal while this process holds its lock.
+    """A journal while this process holds its lock: an append costs its own length, however long the journal is.
 
     Attributes:
         records: All records, this process's own appends included.
@@ -35,8 +42,9 @@ class Entry:
 
     path: Path
     descriptor: int
-    records: tuple[Record, ...]
+    records: list[Record]
     clock: Callable[[], str]
+    complete: Complete = field(default=_as_given)
 
     def append(self, kind: str, body: Mapping[str, object]) -> Record:
         """Seal a record onto the chain and make it durable.
@@ -45,7 +53,8 @@ class Entry:
             StorageError: The disk is full or failing; the journal is as before.
             LedgerError: `body` is not JSON.
         """
-        return self.write(seal(self.records[-1] if self.records else None, kind, body, self.clock()))
+        last, time = self.records[-1] if self.records else None, self.clock()
+        return self.write(seal(last, kind, self.complete(last.hash if last else GENESIS, kind, time, body), time))
 
     def write(self, record: Record) -> Record:
         """Make a record durable that was sealed onto this journal's last one.
@@ -66,18 +75,18 @@ class Entry:
             with suppress(OSError):
                 os.ftruncate(self.descriptor, end)
             raise
-        self.records = (*self.records, record)
+        self.records.append(record)
         return record
 
 
 class Journal:
     """One journal file; see the module's docstring. Open it with `Journal.open` or `Journal.create`."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], str] = utc_now) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], str] = utc_now, complete: Complete = _as_given) -> None:
         """Nothing is read yet; use `open`."""
         self.path = path
         self.records: tuple[Record, ...] = ()
-        self._clock = clock
+        self._clock, self._complete = clock, complete
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False, clock: Callable[[], str] = utc_now) -> Journal:
@@ -102,7 +111,13 @@ class Journal:
 
     @classmethod
     def create(
-        cls, path: Path, kind: str, body: Mapping[str, object], *, clock: Callable[[], str] = utc_now
+        cls,
+        path: Path,
+        kind: str,
+        body: Mapping[str, object],
+        *,
+        clock: Callable[[], str] = utc_now,
+        complete: Complete = _as_given,
     ) -> Journal:
         """Begin a journal with its first record; the file is never seen without it.
 
@@ -112,13 +127,16 @@ class Journal:
         """
         if path.exists():
             raise LedgerError("there is a journal already", where=str(path))
-        write_atomic(path, seal(None, kind, body, clock()).line())
-        return cls.open(path, clock=clock)
+        time = clock()
+        write_atomic(path, seal(None, kind, complete(GENESIS, kind, time, body), time).line())
+        journal = cls(path, clock=clock, complete=complete)
+        journal.refresh()
+        return journal
 
     def refresh(self) -> tuple[Record, ...]:
         """Read what was added, by whomever; the same errors as `open`."""
         with self.locked() as entry:
-            return entry.records
+            return tuple(entry.records)
 
     def append(self, kind: str, body: Mapping[str, object]) -> Record:
         """Lock, read what others added, and make one record durable; the errors of `open` and `Entry.append`."""
@@ -126,19 +144,30 @@ class Journal:
             return entry.append(kind, body)
 
     @contextmanager
-    def locked(self) -> Iterator[Entry]:
-        """Hold the journal's lock; what is decided inside is decided on all records there are."""
+    def locked(self, *, wait: bool = True) -> Iterator[Entry]:
+        """Hold the journal's lock; what is decided inside is decided on all records there are.
+
+        Args:
+            wait: Until another process lets go of it; otherwise that is a `LedgerError`.
+        """
         descriptor = self._open()
         try:
-            with storage_errors(self.path):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._lock(descriptor, wait)
             entry = self._replay(descriptor)
             try:
                 yield entry
             finally:
-                self.records = entry.records
+                self.records = tuple(entry.records)
         finally:
             os.close(descriptor)
+
+    def _lock(self, descriptor: int, wait: bool) -> None:
+        with storage_errors(self.path):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "let that one go on, or stop it first"
+                raise LedgerError("another process is writing it", where=str(self.path), hint=hint) from None
 
     def _open(self) -> int:
         try:
@@ -158,7 +187,7 @@ class Journal:
         records = tuple(parse(line, f"{where}, line {number}") for number, line in enumerate(lines, 1))
         verify(records, where)
         self._refuse_rollback(records)
-        entry = Entry(self.path, descriptor, records, self._clock)
+        entry = Entry(self.path, descriptor, list(records), self._clock, self._complete)
         if rest:
             with storage_errors(self.path):
                 os.ftruncate(descriptor, len(content) - len(rest))

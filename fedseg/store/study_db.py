@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS sites (
 CREATE TABLE IF NOT EXISTS rounds (
   round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL, model_hash TEXT NOT NULL,
   contributors TEXT NOT NULL, lost TEXT NOT NULL, next_model TEXT, started_at REAL NOT NULL, ended_at REAL,
-  bytes_received INTEGER NOT NULL, PRIMARY KEY (round, attempt)
+  bytes_received INTEGER NOT NULL, session BLOB NOT NULL, signature BLOB NOT NULL, relative_error REAL, score REAL,
+  PRIMARY KEY (round, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS finished (site TEXT PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS ended (why TEXT NOT NULL) STRICT;
@@ -82,6 +83,10 @@ class RoundRow:
         started_at: Seconds since 1970.
         ended_at: Seconds since 1970, None while it runs.
         bytes_received: Size of all uploads.
+        session: sid of the sum (sid0 in plain mode); empty without one.
+        signature: The server's over what it published; empty without a sum.
+        relative_error: What rounding has moved the sum by, about: L2 norm over that of the sum.
+        score: Mean validation Dice of the model it started from, where the study keeps scores.
     """
 
     round: int
@@ -94,6 +99,10 @@ class RoundRow:
     started_at: float
     ended_at: float | None
     bytes_received: int
+    session: bytes = b""
+    signature: bytes = b""
+    relative_error: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,10 +198,11 @@ class StudyDb:
         """Write or rewrite one attempt at a round."""
         values = (
             row.round, row.attempt, row.state, row.model_hash, json.dumps(row.contributors), json.dumps(row.lost),
-            row.next_model, row.started_at, row.ended_at, row.bytes_received,
+            row.next_model, row.started_at, row.ended_at, row.bytes_received, row.session, row.signature,
+            row.relative_error, row.score,
         )  # fmt: skip
         with self._connect() as db:
-            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def rounds(self) -> list[RoundRow]:
         """All attempts at all rounds, in order."""

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from fedseg.cli import main
+from fedseg.rpc.certificates import certificate_request, new_protocol_key, new_site_key, protocol_public_key
+from fedseg.runtime import pinning, site_folder
 from fedseg.runtime.serve import serve
+from fedseg.runtime.site_folder import SiteFolder
 from fedseg.runtime.study import StudyFolder
-from tests.system.world import free_port
+from tests.system.world import free_port, until
 
 PLAN = """
 name: small
@@ -47,6 +50,49 @@ class Answer:
 
 
 Command = Callable[..., Answer]
+
+
+def enrol(study: StudyFolder, *sites: str) -> None:
+    """Enrol sites that have no client; again, with another key, where they had enrolled: as a coordinator could."""
+    for site in sites:
+        invite = study.invite(site, now=time.time(), hours=1)
+        key = protocol_public_key(new_protocol_key())
+        study.enrol(invite.identifier, certificate_request(new_site_key(), site), key, now=time.time())
+
+
+def enrol_at_desk(study: StudyFolder, site: str, folder: SiteFolder, *, data: Path, ledger: Path) -> SiteFolder:
+    """Enrol a site with all that it keeps, while no server runs."""
+    invite = study.invite(site, now=time.time(), hours=1)
+
+    class Desk:
+        def enrol(self, request: bytes, key: bytes) -> bytes:
+            return study.enrol(invite.identifier, request, key, now=time.time())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site_folder, "RemoteStudy", lambda *_: contextlib.nullcontext(Desk()))
+        folder.enrol(invite, data=data, labels=None, ledger=ledger, policy=None, now=time.time())
+    return folder
+
+
+@contextlib.contextmanager
+def meanwhile(log: Path, sign: str, act: Callable[[], object]) -> Iterator[None]:
+    """Do something as soon as a sign is in a log, while the block runs."""
+
+    def watch() -> None:
+        until(lambda: log.is_file() and sign in log.read_text(), sign)
+        act()
+
+    thread = threading.Thread(target=watch, name="meanwhile")
+    thread.start()
+    yield
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a roster asks again at once."""
+    monkeypatch.setattr(pinning, "POLL_S", 0.05)
 
 
 @pytest.fixture(autouse=True)

@@ -12,17 +12,18 @@ from fedseg.federation.vector import model_hash
 from fedseg.policy import SitePolicy
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.hospital import Hospital
+from fedseg.runtime.site_folder import SiteFolder
 from fedseg.runtime.study import DiskArchive, StudyFolder
 from fedseg.store.study_db import RoundRow
-from tests.cli.conftest import PLAN, Command
+from tests.cli.conftest import PLAN, Answer, Command, enrol, enrol_at_desk
 from tests.system.world import TWO, free_port
 
 POLICY = "allow_two_contributors: true\n"
 
 
 @pytest.fixture
-def study(fedseg: Command, tmp_path: Path) -> StudyFolder:
-    """A study with a quorum of two, under way, so that one site alone is asked to train."""
+def study(fedseg: Command, tmp_path: Path, data: Path) -> StudyFolder:
+    """A study with a quorum of two, under way, so that one site alone is asked to train; all three have enrolled."""
     plan, root = tmp_path / "plan.yaml", tmp_path / "study"
     plan.write_text(f"{PLAN}aggregation: {TWO}\n")
     answer = fedseg("study", "create", root, "--plan", plan, "--address", f"localhost:{free_port()}")
@@ -30,7 +31,21 @@ def study(fedseg: Command, tmp_path: Path) -> StudyFolder:
     made = StudyFolder.open(root)
     first = model_hash(DiskArchive(made).load_model(0))
     made.db.save_round(RoundRow(1, 1, "abandoned", first, (), {"*": "server stopped"}, None, 0.0, 1.0, 0))
+    enrol(made, "b", "c")
+    state = enrol_at_desk(made, "a", SiteFolder(tmp_path / "state"), data=data, ledger=tmp_path / "ledger")
+    state.approve(made.roster().fingerprint)
     return made
+
+
+@pytest.fixture
+def join_alone(fedseg: Command, tmp_path: Path) -> Callable[[str], Answer]:
+    """Join under a policy."""
+
+    def call(policy: str) -> Answer:
+        (tmp_path / "policy.yaml").write_text(policy)
+        return fedseg("client", "join", "--state", tmp_path / "state", "--yes", "--policy", tmp_path / "policy.yaml")
+
+    return call
 
 
 def _spend_all(study: StudyFolder, data: Path, ledger: Path) -> int:
@@ -52,20 +67,16 @@ def _spend_all(study: StudyFolder, data: Path, ledger: Path) -> int:
 
 
 @pytest.mark.usefixtures("server")
-def test_of_the_study(
-    join: Command, invite: Callable[..., str], study: StudyFolder, data: Path, tmp_path: Path
-) -> None:
+def test_of_the_study(join_alone: Callable[[str], Answer], study: StudyFolder, data: Path, tmp_path: Path) -> None:
     assert _spend_all(study, data, tmp_path / "ledger") == 3
-    (tmp_path / "policy.yaml").write_text(POLICY)
-    answer = join(invite(), "--yes", "--policy", tmp_path / "policy.yaml")
+    answer = join_alone(POLICY)
     answer.says(1, "this study's privacy budget does not cover round 1", "of 8 spent", "left", "nothing was trained")
     assert not list((tmp_path / "state").glob("contribution-*"))
     assert not (tmp_path / "state" / "model.safetensors").exists()
 
 
 @pytest.mark.usefixtures("server")
-def test_of_a_lifetime(join: Command, invite: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "policy.yaml").write_text(f"{POLICY}lifetime_epsilon: 0.5\n")
-    answer = join(invite(), "--yes", "--policy", tmp_path / "policy.yaml")
+def test_of_a_lifetime(join_alone: Callable[[str], Answer], tmp_path: Path) -> None:
+    answer = join_alone(f"{POLICY}lifetime_epsilon: 0.5\n")
     answer.says(1, "this hospital's lifetime privacy budget does not cover round 1", "epsilon 0 of 0.5 spent")
     assert not list((tmp_path / "state").glob("contribution-*"))

@@ -14,7 +14,7 @@ from fedseg.federation.vector import model_hash
 from fedseg.plan import parse_plan
 from fedseg.runtime.study import StudyFolder
 from fedseg.store.study_db import RoundRow
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, enrol
 from tests.runtime.toy import INITIAL
 from tests.system.world import ENVIRONMENT, OFF, PLAN, SECURE, free_port, until
 
@@ -35,6 +35,7 @@ def test_below_quorum_pauses_with_exit_code_3(fedseg: Command, study: StudyFolde
     study.db.save_round(
         RoundRow(1, 1, "abandoned", model_hash(INITIAL), (), {"*": "server stopped"}, None, 0.0, 1.0, 0)
     )
+    enrol(study, "a", "b", "c")
     answer = fedseg("server", "start", study.root, "--bind", "127.0.0.1:0")
     answer.says(
         3,
@@ -56,7 +57,7 @@ def test_a_stopped_server_says_how_to_go_on(number: signal.Signals, study: Study
     )  # fmt: skip
     try:
         until(
-            lambda: study.log.is_file() and "a, b, c to join" in study.log.read_text(),
+            lambda: study.log.is_file() and "a, b, c to enrol" in study.log.read_text(),
             "the server to wait for its sites",
         )
         process.send_signal(number)

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "sample_configs").glob("*.yaml"))
 HEAVY = ("torch", "monai", "SimpleITK", "grpc", "opacus", "nibabel", "scipy")
 COMMANDS = (
-    *("study create", "study invite", "server start", "client join", "predict", "evaluate", "privacy-report"),
-    *("data synthesize", "data check", "demo"),
+    *("study create", "study invite", "study roster", "server start", "client join", "client approve-roster"),
+    *("predict", "evaluate", "privacy-report", "audit verify", "data synthesize", "data check", "demo"),
 )
 
 

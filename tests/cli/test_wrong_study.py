@@ -82,7 +82,9 @@ def test_a_site_that_the_plan_does_not_know(fedseg: Command, study: StudyFolder)
     )
 
 
-@pytest.mark.parametrize("words", [("study", "invite", "DIR", "a"), ("server", "start", "DIR")])
+@pytest.mark.parametrize(
+    "words", [("study", "invite", "DIR", "a"), ("study", "roster", "DIR"), ("server", "start", "DIR")]
+)
 def test_a_folder_that_holds_no_study(words: tuple[str, ...], fedseg: Command, tmp_path: Path) -> None:
     def answer(folder: Path) -> object:
         return fedseg(*(str(folder) if word == "DIR" else word for word in words))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from fedseg.federation.exchange import Instruction, Join, RingVector, ShareKeys, Submit, Unmask
+from fedseg.federation.exchange import Confirm, Enrolled, Instruction, Join, RingVector, ShareKeys, Submit, Unmask
 from fedseg.federation.strategy import fed_avg
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.session import encoding_of
-from fedseg.secagg.aggregator import plain_input
 from fedseg.secagg.encoding import rounding_seed
 from fedseg.secagg.messages import SessionHeader
-from fedseg.secagg.site import Advertised, Masked, Shared, advertise
+from fedseg.secagg.site import Advertised, Masked, Shared, Signed, advertise, contribute
+from tests.runtime import toy
 from tests.runtime.toy import INITIAL, SIZE
-from tests.secagg.helpers import entropy, ring_sum
+from tests.secagg.helpers import entropy, key, ring_sum
 
-ADVERTISE, SHARE, MASK, UNMASK = "AdvertiseKeys", "ShareKeys", "MaskedInputCollection", "Unmasking"
+ADVERTISE, SHARE, MASK = "AdvertiseKeys", "ShareKeys", "MaskedInputCollection"
+CONFIRM, UNMASK = "ConsistencyCheck", "Unmasking"
 CLOSED, ABANDONED = "closed", "abandoned"
 
 
@@ -38,19 +42,22 @@ class Player:
 
     def __init__(self, bench: Bench, site: str, target: float) -> None:
         self.bench, self.site, self.target = bench, site, target
+        self.identity = toy.identity(site, bench.manifest)
+        self.score: float | None = None
+        self.bend: Callable[[RingVector], RingVector] = lambda vector: vector
         self.draw = entropy(site)
         self.restart()
 
     def restart(self) -> None:
         """Forget all keys."""
         self.header: SessionHeader | None = None
-        self.keys: Advertised | Shared | Masked | None = None
+        self.keys: Advertised | Shared | Masked | Signed | None = None
 
     def contribution(self, round_number: int) -> RingVector:
         manifest = self.bench.manifest
         seed = rounding_seed(manifest.plan.seed, round_number, self.site)
-        weight = manifest.plan.sites[self.site].weight
-        return encoding_of(manifest).encode(np.full(SIZE, self.target, np.float32), weight, seed).vector
+        weight, update = manifest.plan.sites[self.site].weight, np.full(SIZE, self.target, np.float32)
+        return self.bend(encoding_of(manifest).encode(update, weight, seed, self.score).vector)
 
     def ask(self) -> Instruction:
         return self.bench.coordinator.poll(self.site, self.header.sid0() if self.header else None, 0)
@@ -64,24 +71,27 @@ class Player:
         coordinator, site, keys = self.bench.coordinator, self.site, self.keys
         match instruction, keys:
             case Join(), _:
-                self.header, message = instruction.header, None
+                self.header, self.keys = instruction.header, None
                 if self.header.thresholds.secure:
-                    self.keys, message = advertise(self.header, site, self.draw)
-                coordinator.advertise(site, self.header.sid0(), message)
+                    self.keys = advertise(self.header, self.identity, self.draw)
+                coordinator.advertise(site, self.header.sid0(), self.keys.message if self.keys else None)
             case ShareKeys(), Advertised():
-                self.keys, envelopes = keys.share_keys(instruction.advertisements, self.draw)
-                coordinator.share_keys(site, instruction.session, envelopes)
+                self.keys = keys.share_keys(instruction.advertisements, self.draw)
+                coordinator.share_keys(site, instruction.session, self.keys.message)
             case Submit(), Shared():
                 vector = self.contribution(keys.header.round)
-                self.keys, masked, y = keys.mask(instruction.envelopes, instruction.sharers, vector)
-                coordinator.upload(site, instruction.session, masked, y)
+                self.keys, y = keys.mask(instruction.envelopes, instruction.sharers, vector)
+                coordinator.upload(site, instruction.session, self.keys.message, y)
             case Submit(), None:
                 assert self.header is not None
                 vector = self.contribution(self.header.round)
-                message_ = plain_input(self.header, site, instruction.sharers, vector)
-                coordinator.upload(site, instruction.session, message_, vector)
-            case Unmask(), Masked():
-                _, shares = keys.unmask(instruction.contributors)
+                message = contribute(self.header, self.identity, instruction.sharers, vector)
+                coordinator.upload(site, instruction.session, message, vector)
+            case Confirm(), Masked():
+                self.keys = keys.confirm(instruction.contributors)
+                coordinator.confirm(site, instruction.session, self.keys.message)
+            case Unmask(), Signed():
+                shares = keys.unmask(instruction.signatures).message
                 self.keys = None
                 coordinator.unmask(site, instruction.session, shares)
 
@@ -89,10 +99,12 @@ class Player:
 class Bench:
     """A study of players."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, archive: MemoryArchive | None = None) -> None:
         self.manifest, self.clock = manifest, Clock()
-        self.archive = MemoryArchive()
+        self.archive = archive or MemoryArchive()
         self.archive.save_model(0, INITIAL, None)
+        self.evidence = MemoryEvidence()
+        self.enrolled = toy.enrolled(manifest)
         self.events: list[events.Event] = []
         self.players = {site: Player(self, site, 0.1 * (i + 1)) for i, site in enumerate(manifest.plan.site_names)}
         self.start()
@@ -101,11 +113,21 @@ class Bench:
         """Start the server, anew where it ran before; what it told then is forgotten."""
         self.events.clear()
         self.coordinator = Coordinator(
-            self.manifest, self.archive, notify=self.events.append, clock=self.clock, now=self.clock
-        )
+            self.manifest, self.archive, enrolled=self.who, key=key("server"), evidence=self.evidence,
+            notify=self.events.append, clock=self.clock, now=self.clock,
+        )  # fmt: skip
+
+    def who(self) -> Enrolled:
+        """Who has enrolled so far."""
+        return self.enrolled
 
     def stands_at(self, *states: StudyState) -> bool:
         return self.coordinator.state in states
+
+    @property
+    def logged(self) -> list[str]:
+        """Kinds of all that the server has written into its log."""
+        return [kind for kind, _ in self.evidence.entries()]
 
     @property
     def phase(self) -> str:
@@ -164,4 +186,5 @@ class Bench:
     def expected(self, weights: Weights, round_number: int, *sites: str) -> Weights:
         """The model that a round of these sites makes, by Python's integers."""
         total = ring_sum([self.players[site].contribution(round_number) for site in sites])
-        return fed_avg(weights, encoding_of(self.manifest).decode(total, len(sites))[0])
+        shares = [self.manifest.plan.sites[site].weight for site in sites]
+        return fed_avg(weights, encoding_of(self.manifest).decode(total, shares).update)

@@ -7,20 +7,30 @@ import numpy as np
 import pytest
 
 from fedseg.errors import ProtocolError, SiteFault, StaleSession, StorageError
-from fedseg.federation.exchange import Finished, Join, LedgerClaim, Paused, ShareKeys, Submit, Unmask, Wait
+from fedseg.federation.exchange import (
+    Confirm,
+    Finished,
+    Join,
+    LedgerClaim,
+    Paused,
+    ShareKeys,
+    Submit,
+    Unmask,
+    Wait,
+)
 from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.coordinator import StudyState
-from fedseg.secagg.aggregator import plain_input
-from fedseg.secagg.site import Advertised
+from fedseg.secagg.site import Advertised, Masked, Signed, contribute
 from fedseg.store.study_db import ClaimRow
 from tests.runtime import toy
-from tests.runtime.bench import ABANDONED, ADVERTISE, MASK, SHARE, UNMASK, Bench, Player
+from tests.runtime.bench import ABANDONED, ADVERTISE, CONFIRM, MASK, SHARE, UNMASK, Bench, Player
 
 FIVE = ("a", "b", "c", "d", "e")
-PHASES = {"secure": (SHARE, MASK, UNMASK), "plain": (MASK,)}
-ASKED = {ADVERTISE: Join, SHARE: ShareKeys, MASK: Submit, UNMASK: Unmask}
+PHASES = {"secure": (SHARE, MASK, CONFIRM, UNMASK), "plain": (MASK,)}
+SUMMED = (CONFIRM, UNMASK)
+"""Phases in which all vectors are in the sum."""
 
 
 def five(mode: str = "secure", rounds: int = 2) -> Bench:
@@ -42,12 +52,14 @@ def private(rounds: int = 1, reserve: int = 1) -> Manifest:
 
 def test_it_waits_by_name_for_every_site_to_come_once() -> None:
     bench = three()
-    assert bench.players["b"].ask() == Wait("a, c to join")
-    assert bench.players["a"].ask() == Wait("c to join")
+    assert bench.players["b"].ask() == Wait("a, c to confirm the roster and join")
+    assert bench.players["a"].ask() == Wait("c to confirm the roster and join")
     bench.players["a"].ask()
     assert bench.stands_at(StudyState.GATHERING)
-    assert bench.coordinator.reason == "c to join"
-    assert bench.events == [events.Waiting("a, c to join"), events.Waiting("c to join")]
+    assert bench.coordinator.reason == "c to confirm the roster and join"
+    assert bench.events == [
+        events.Waiting("a, c to confirm the roster and join"), events.Waiting("c to confirm the roster and join"),
+    ]  # fmt: skip
     assert isinstance(bench.players["c"].ask(), Join)
     assert bench.stands_at(StudyState.RUNNING)
     assert bench.events[-1] == events.RoundStarted(1, 2, 1)
@@ -108,12 +120,12 @@ def test_one_of_five_lost_in_any_phase(mode: str, phase: str, lose: Callable[[Be
     why = lose(bench, bench.players["c"])
     bench.one_round(*bench.others("c"))
     # Lost after its vector was summed, a site is still in the sum.
-    contributors = FIVE if phase == UNMASK else bench.others("c")
+    contributors = FIVE if phase in SUMMED else bench.others("c")
     assert bench.coordinator.history == ((1, contributors),)
     np.testing.assert_array_equal(bench.coordinator.weights, bench.expected(toy.INITIAL, 1, *contributors))
     assert bench.lost == {"c": f"{why} in {phase}"}
     (row,) = [row for row in bench.archive.rounds() if row.state == "closed"]
-    assert row.lost == ({} if phase == UNMASK else bench.lost)
+    assert row.lost == ({} if phase in SUMMED else bench.lost)
     bench.one_round()
     assert bench.coordinator.history[-1] == (2, FIVE)
 
@@ -339,8 +351,11 @@ def test_a_disk_that_fails_pauses_the_study_before_any_site_hears_of_the_round(
 def test_who_holds_the_final_model_is_remembered() -> None:
     bench = three(rounds=1)
     bench.one_round()
-    for site in ("a", "a", "b"):
-        bench.players[site].ask()
+    final = model_hash(bench.coordinator.weights)
+    with pytest.raises(StaleSession, match="that is not the study's final model"):
+        bench.coordinator.holds("b", model_hash(toy.INITIAL))
+    for site in ("a", "a"):
+        bench.coordinator.holds(site, final)
     assert bench.coordinator.without_model() == ("b", "c")
     bench.start()
     assert bench.coordinator.without_model() == ("b", "c")
@@ -405,7 +420,7 @@ def test_nobody_speaks_in_the_name_of_another() -> None:
     assert isinstance(instruction, ShareKeys)
     keys = player.keys
     assert isinstance(keys, Advertised)
-    _, envelopes = keys.share_keys(instruction.advertisements, player.draw)
+    envelopes = keys.share_keys(instruction.advertisements, player.draw).message
     with pytest.raises(SiteFault, match="site b at ShareKeys: envelopes of another site"):
         coordinator.share_keys("b", instruction.session, envelopes)
     with pytest.raises(StaleSession):
@@ -429,11 +444,13 @@ def test_an_upload_in_another_name_is_refused_and_the_same_one_again_is_not() ->
     assert isinstance(instruction, Submit)
     assert player.header is not None
     vector = player.contribution(1)
-    message = plain_input(player.header, "a", instruction.sharers, vector)
+    message = contribute(player.header, player.identity, instruction.sharers, vector)
     with pytest.raises(SiteFault, match="site b at MaskedInputCollection: an upload in another site's name"):
         bench.coordinator.upload("b", instruction.session, message, vector)
-    with pytest.raises(ProtocolError):
-        bench.coordinator.upload("a", instruction.session, message, vector + np.uint32(1))
+    other = vector.copy()
+    other[0] += 1
+    with pytest.raises(SiteFault, match="site a at MaskedInputCollection: the vector does not fit its digest"):
+        bench.coordinator.upload("a", instruction.session, message, other)
     for _ in range(2):
         bench.coordinator.upload("a", instruction.session, message, vector)
     bench.one_round()
@@ -450,9 +467,12 @@ def test_claims_are_kept() -> None:
 def test_it_may_stop_once_every_site_that_is_there_holds_the_model() -> None:
     bench = three(rounds=1)
     bench.one_round()
-    for site in ("a", "b", "c", "a", "b"):
-        assert not bench.coordinator.all_told()
+    final = model_hash(bench.coordinator.weights)
+    for site in ("a", "b"):
         bench.players[site].ask()
+        assert not bench.coordinator.all_told()
+        bench.coordinator.holds(site, final)
+    assert not bench.coordinator.all_told()
     bench.wait(6, "a", "b")
     assert bench.coordinator.all_told()
 
@@ -487,5 +507,5 @@ def test_waiting_lets_time_act_on_the_study() -> None:
         bench.players[site].turn()
     bench.wait(6, *bench.others("e"))
     assert bench.coordinator.wait(0.0) is StudyState.RUNNING
-    assert bench.phase == UNMASK
+    assert bench.phase == CONFIRM
     assert bench.lost == {"e": f"no sign of life in {MASK}"}

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedseg.errors import ProtocolError
+from fedseg.federation.exchange import Instruction, Join, Wait
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.simulation import simulate
 from tests.runtime import toy
-from tests.runtime.threads import Failure, Outcome, run
+from tests.runtime.threads import FailingLink, Failure, Outcome, Study, contradictions, run
 
 TARGETS = {"a": 1.0, "b": 2.0, "c": -0.5}
 FIVE = {**TARGETS, "d": 0.3, "e": 1.7}
@@ -21,8 +26,9 @@ def trainers(targets: dict[str, float]) -> dict[str, toy.PullTrainer]:
     return {site: toy.PullTrainer(target) for site, target in targets.items()}
 
 
-def of(targets: dict[str, float], mode: str, rounds: int = 3) -> Manifest:
-    more = f"quorum: {len(targets) - 1}" if mode == "plain" else ""
+def of(targets: dict[str, float], mode: str, rounds: int = 3, *rules: str) -> Manifest:
+    quorum = [f"quorum: {len(targets) - 1}"] if mode == "plain" else []
+    more = ", ".join([*quorum, *rules])
     return toy.manifest(toy.plan(tuple(targets), mode=mode, rounds=rounds, more=more))
 
 
@@ -117,3 +123,117 @@ def test_what_a_trainer_says_when_it_fails_is_what_the_simulation_says() -> None
     broken = trainers(TARGETS) | {"a": toy.PullTrainer(1.0, before=fail)}
     with pytest.raises(ProtocolError, match="diverged"):
         simulate(manifest, toy.INITIAL, toy.LAYOUT, broken, entropy=secrets.token_bytes)
+
+
+# Whole studies in which sites stay away.
+
+
+@dataclass(frozen=True)
+class AbsentLink(FailingLink):
+    """The link of a site that hears nothing of some rounds."""
+
+    rounds: tuple[int, ...] = ()
+
+    def poll(self, session: bytes | None) -> Instruction:
+        told = super().poll(session)
+        if isinstance(told, Join) and told.header.round in self.rounds:
+            self.withdraw(told.header.sid0(), "interrupted")
+            return Wait("away")
+        return told
+
+
+class NewestServer:
+    """Whatever coordinator a study has at the moment."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study.coordinator, name)
+
+
+def with_absences(study: Study, absences: Mapping[str, tuple[int, ...]], *failures: Failure) -> Study:
+    server: Any = NewestServer(study)
+    study.links = lambda site: AbsentLink(server, site, failures, absences.get(site, ()))
+    return study
+
+
+def score(weights: Mapping[str, Any]) -> float:
+    """The first model is fair, the one halfway to the targets good, all beyond are bad."""
+    mean = float(np.mean([value.mean() for value in weights.values()]))
+    return 0.5 if mean < 0.2 else 0.9 if mean < 0.6 else 0.2
+
+
+def scorers(targets: dict[str, float]) -> dict[str, toy.PullTrainer]:
+    """Site a has nobody to validate on."""
+    return {
+        site: toy.PullTrainer(target, score=score if site != "a" else lambda _: None)
+        for site, target in targets.items()
+    }
+
+
+ROLLBACK = "rollback: {drop: 0.3}"
+
+
+def test_secure_equals_plain_over_a_whole_study_with_losses_absences_and_a_rollback(tmp_path: Path) -> None:
+    """The same contributors in each round, though they are lost in ways that only one of the modes has."""
+    away = {"d": (1, 6), "e": (4,)}
+    secure: tuple[Failure, ...] = (
+        ("b", "share", 2, 1), ("e", "upload", 3, 1), ("a", "confirm", 4, 1), ("c", "unmask", 5, 1),
+        # Two are lost, so that the first attempt is.
+        ("a", "join", 7, 1), ("b", "upload", 7, 1),
+    )  # fmt: skip
+    plain: tuple[Failure, ...] = (("b", "upload", 2, 1), ("e", "upload", 3, 1))
+    ends: list[Outcome] = []
+    for mode, lost in (("secure", secure), ("plain", plain)):
+        study = with_absences(Study(of(FIVE, mode, 7, ROLLBACK), scorers(FIVE)), away, *lost)
+        ends.append(study.run())
+        assert study.errors == {}
+        folder = tmp_path / mode
+        folder.mkdir()
+        assert contradictions(folder, study.manifest.study, ends[-1].logs) == []
+    everybody = tuple(FIVE)
+    without = {site: tuple(other for other in everybody if other != site) for site in FIVE}
+    history = [without["d"], without["b"], without["e"], without["e"], everybody, without["d"], everybody]
+    for end in ends:
+        assert end.history == tuple(enumerate(history, 1))
+        same(end, ends[0].weights)
+        assert [body["rolled_back"] for kind, body in end.logs["server"].entries() if kind == "closed"] == [
+            False, False, True, False, True, False, True,
+        ]  # fmt: skip
+    assert ends[0].rounds[-2:] == [(7, 1, "abandoned"), (7, 2, "closed")]
+    first, second = ([row for row in end.archive.rounds() if row.state == "closed"] for end in ends)
+    for one, other in zip(first, second, strict=True):
+        assert (one.model_hash, one.next_model, one.score, one.relative_error) == (
+            other.model_hash, other.next_model, other.score, other.relative_error,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("restart", [None, 2, 3, 4])
+@pytest.mark.parametrize("away", [(), (3,), (2, 3), (3, 4), (2, 3, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize("mode", ["secure", "plain"])
+def test_scores_that_collapse_bring_the_best_model_back_everywhere(
+    mode: str, away: tuple[int, ...], restart: int | None, tmp_path: Path
+) -> None:
+    """Round 3 finds that the model of round 2 is worse than that of round 1, and so does round 5."""
+    sites = scorers(FIVE)
+    study = with_absences(Study(of(FIVE, mode, 5, ROLLBACK), sites), {"e": away})
+    pending = [restart]
+
+    def start_again(number: int) -> None:
+        if number in pending:
+            pending.remove(number)
+            study.start()
+
+    sites["a"].before = start_again
+    outcome = study.run()
+    assert study.errors == {}
+    rows = [row for row in outcome.archive.rounds() if row.state == "closed"]
+    first = rows[0].next_model
+    assert [row.next_model == first for row in rows] == [True, False, True, False, True]
+    assert [row.model_hash == first for row in rows] == [False, True, False, True, False]
+    assert [row.score for row in rows] == pytest.approx([0.5, 0.9, 0.2, 0.9, 0.2])
+    np.testing.assert_allclose(outcome.weights, 0.5 * np.mean([FIVE[site] for site in rows[0].contributors]), atol=1e-4)
+    same(outcome, outcome.weights)
+    assert all(memory.best() == study.memories["a"].best() for memory in study.memories.values())
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []

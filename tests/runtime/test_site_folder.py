@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg.errors import InviteError, StorageError, UsageError
+from fedseg.errors import InviteError, LedgerError, StorageError, UsageError
+from fedseg.federation.exchange import Best
+from fedseg.rpc.certificates import new_protocol_key
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.service import start_server
 from fedseg.runtime.coordinator import Coordinator
-from fedseg.runtime.ports import Standing
+from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.serve import desk_of
-from fedseg.runtime.site_folder import Membership, SiteFolder
+from fedseg.runtime.site_folder import MOST_SESSION, Membership, SiteFolder
 from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.secagg.roster import Roster
+from fedseg.secagg.signing import public_half
 from tests.runtime import toy
 
 NOW = time.time()
@@ -27,7 +31,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyFolder]:
     """A served study."""
     root = tmp_path_factory.mktemp("served") / "study"
     folder = StudyFolder.create(root, toy.plan(), toy.INITIAL, {"preset": "toy"}, address="127.0.0.1:1", now=NOW)
-    coordinator = Coordinator(folder.manifest, DiskArchive(folder), notify=lambda _: None)
+    coordinator = Coordinator(
+        folder.manifest,
+        DiskArchive(folder),
+        enrolled=folder.enrolled,
+        key=folder.signing_key,
+        evidence=MemoryEvidence(),
+        notify=lambda _: None,
+    )
     server, port = start_server(desk_of(folder, folder.manifest, coordinator), "127.0.0.1:0", folder.tls, sites=3)
     (root / "address").write_text(f"127.0.0.1:{port}")
     yield folder
@@ -62,8 +73,8 @@ def test_enrolling_leaves_all_that_is_needed_to_go_on(study: StudyFolder, site: 
     assert again.manifest == study.manifest
     # The public half of the protocol key is in the study's book, the private one only here.
     (row,) = [row for row in study.db.sites() if row.name == "a"]
-    assert len(row.protocol_key) == 32
-    assert row.protocol_key != (site.root / "keys" / "protocol.key").read_bytes()
+    assert row.protocol_key == public_half(site.protocol_key)
+    assert row.protocol_key != site.protocol_key
 
 
 def test_an_enrolment_that_failed_may_begin_anew(study: StudyFolder, site: SiteFolder) -> None:
@@ -128,14 +139,125 @@ def test_weights_survive_a_restart(site: SiteFolder) -> None:
     np.testing.assert_array_equal(kept, np.full(5, 2, np.float32))
 
 
-def test_a_standing_survives_a_restart(site: SiteFolder) -> None:
+def test_a_session_survives_a_restart_and_is_for_the_owner_only(site: SiteFolder) -> None:
     site.root.mkdir()
-    assert site.standing() == Standing()
-    site.save_standing(Standing(3, 2, unmasked=True))
-    assert SiteFolder(site.root).standing() == Standing(3, 2, unmasked=True)
-    (site.root / "standing.json").write_text("{")
-    with pytest.raises(StorageError, match=r"standing\.json: the site's standing in the protocol is damaged"):
-        site.standing()
+    assert site.session() is None
+    site.save_session(b"first")
+    site.save_session(b"second")
+    assert SiteFolder(site.root).session() == b"second"
+    (path,) = site.root.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_bytes(bytes(MOST_SESSION + 1))
+    with pytest.raises(StorageError, match=r"session\.bin: the file holds more than the \d+ bytes"):
+        site.session()
+
+
+def test_a_masked_update_is_kept_for_its_session_only(site: SiteFolder) -> None:
+    site.root.mkdir()
+    first, second, vector = b"1" * 32, b"2" * 32, np.arange(5, dtype=np.uint32)
+    assert site.masked(first) is None
+    site.save_masked(first, vector)
+    kept = SiteFolder(site.root).masked(first)
+    assert kept is not None
+    np.testing.assert_array_equal(kept, vector)
+    assert site.masked(second) is None
+    site.save_masked(second, vector)
+    assert site.masked(first) is None
+    assert len(list(site.root.iterdir())) == 1
+
+
+def test_the_best_model_is_remembered_to_the_last_bit(site: SiteFolder) -> None:
+    site.root.mkdir()
+    assert site.best() is None
+    for score in (0.5, 1 / 3):
+        site.save_best(Best("ab" * 32, score))
+    assert SiteFolder(site.root).best() == Best("ab" * 32, 1 / 3)
+    for text in ("", "{", "[1]", '{"score": 1}'):
+        (site.root / "best.json").write_text(text)
+        with pytest.raises(StorageError, match=r"best\.json: what this site knows of the best model is damaged"):
+            site.best()
+
+
+# The roster.
+
+
+def _roster(*keys: bytes) -> Roster:
+    names = dict(zip("abc", map(public_half, keys), strict=True))
+    return Roster("study", b"p" * 32, public_half(b"S" * 32), names)
+
+
+FIRST, CHANGED = _roster(b"A" * 32, b"B" * 32, b"C" * 32), _roster(b"A" * 32, b"X" * 32, b"C" * 32)
+
+
+def test_a_roster_is_pinned_and_read_back(site: SiteFolder) -> None:
+    site.root.mkdir()
+    assert site.roster is None
+    for roster in (FIRST, CHANGED):
+        site.pin_roster(roster)
+        assert SiteFolder(site.root).roster == roster
+    data = (site.root / "roster.bin").read_bytes()
+    for damaged in (b"", data[:-1], data + b"x", data.replace(b"study", b"\xff\xff\xff\xff\xff")):
+        (site.root / "roster.bin").write_bytes(damaged)
+        with pytest.raises(StorageError, match=r"roster\.bin: the pinned roster is damaged"):
+            _ = site.roster
+
+
+def test_an_approval_is_the_last_one(site: SiteFolder) -> None:
+    site.root.mkdir()
+    assert site.approved is None
+    for roster in (FIRST, CHANGED):
+        site.approve(roster.fingerprint)
+    assert SiteFolder(site.root).approved == CHANGED.fingerprint
+    assert site.roster is None
+
+
+@pytest.mark.parametrize("data", [b"", b"ab" * 31, b"\xff" * 64, b"no" * 32])
+def test_a_damaged_approval_is_named(site: SiteFolder, data: bytes) -> None:
+    site.root.mkdir()
+    (site.root / "approved").write_bytes(data)
+    with pytest.raises(StorageError, match="approved: the approved fingerprint is damaged") as caught:
+        _ = site.approved
+    assert caught.value.hint == f"approve again: fedseg client approve-roster --state {site.root} --fingerprint HEX"
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 31, b"x" * 33])
+def test_a_damaged_protocol_key_is_named(site: SiteFolder, data: bytes) -> None:
+    (site.root / "keys").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"protocol\.key: there is no such file or folder"):
+        _ = site.protocol_key
+    (site.root / "keys" / "protocol.key").write_bytes(data)
+    with pytest.raises(StorageError, match=r"protocol\.key: this site's protocol key is damaged"):
+        _ = site.protocol_key
+
+
+# The log.
+
+
+@pytest.fixture
+def member(site: SiteFolder) -> SiteFolder:
+    """A site's folder with its key, as enrolment leaves it."""
+    (site.root / "keys").mkdir(parents=True)
+    (site.root / "keys" / "protocol.key").write_bytes(new_protocol_key())
+    site.remember(Membership("localhost:1", "a", "/data", None, "/ledger", None))
+    return site
+
+
+def test_a_site_begins_its_log_and_goes_on_with_it(member: SiteFolder) -> None:
+    for _ in range(2):
+        with member.open_audit("ab" * 16), pytest.raises(LedgerError):
+            member.open_audit("ab" * 16)
+    assert member.audit.read_bytes().count(b"\n") == 1
+
+
+def test_a_log_that_is_gone_is_not_begun_anew(member: SiteFolder) -> None:
+    member.open_audit("ab" * 16).close()
+    member.save_session(b"a session")
+    member.audit.unlink()
+    with pytest.raises(LedgerError):
+        member.open_audit("ab" * 16)
+
+
+# What was computed.
 
 
 def test_a_contribution_is_kept_for_its_round_and_model_only(site: SiteFolder) -> None:

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from fedseg import __version__
-from fedseg.errors import InviteError, PlanError, ProtocolError, StorageError, UsageError
+from fedseg.errors import InviteError, PlanError, ProtocolError, RosterError, StorageError, UsageError
+from fedseg.federation.exchange import Enrolled
 from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest, parse_plan
 from fedseg.privacy.accounting import epsilon
-from fedseg.rpc.certificates import certificate_request, fingerprint, new_site_key
+from fedseg.rpc.certificates import certificate_request, fingerprint, new_protocol_key, new_site_key
 from fedseg.runtime.study import DiskArchive, StudyFolder, check_manifest, expected_noise_norm, require_room, resolve
+from fedseg.secagg.roster import Roster
+from fedseg.secagg.signing import public_half
+from fedseg.store.audit_log import AuditLog
 from fedseg.store.study_db import ClaimRow, RoundRow
 from tests.runtime import toy
 from tests.runtime.private import private_manifest, private_plan
@@ -200,7 +204,7 @@ def test_a_study_is_opened_as_it_was_made(study: StudyFolder) -> None:
         for path in study.root.rglob("*")
         if path.suffix in (".key", ".sqlite")
     }
-    assert modes == {"ca.key": 0o600, "server.key": 0o600, "study.sqlite": 0o600}
+    assert modes == {"ca.key": 0o600, "server.key": 0o600, "audit.key": 0o600, "study.sqlite": 0o600}
     assert stat.S_IMODE(study.root.stat().st_mode) == 0o700
 
 
@@ -228,23 +232,84 @@ def test_folders_that_are_refused(study: StudyFolder, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+KEY = public_half(b"A" * 32)
+
+
 def test_enrolment_by_invite(study: StudyFolder) -> None:
     with pytest.raises(UsageError, match=r"the plan names no site 'd' \(its sites: a, b, c\)"):
         study.invite("d", now=NOW, hours=1)
     invite = study.invite("a", now=NOW, hours=1)
     request = certificate_request(new_site_key(), "a")
     with pytest.raises(InviteError, match="the server does not know this invite"):
-        study.enrol("0" * 32, request, bytes(32), now=NOW)
+        study.enrol("0" * 32, request, KEY, now=NOW)
     with pytest.raises(InviteError, match="this invite has expired"):
-        study.enrol(invite.identifier, request, bytes(32), now=NOW + 3601)
+        study.enrol(invite.identifier, request, KEY, now=NOW + 3601)
     with pytest.raises(ProtocolError, match="not a PEM certificate request"):
-        study.enrol(invite.identifier, b"junk", bytes(32), now=NOW)
-    certificate = study.enrol(invite.identifier, request, bytes(32), now=NOW)
+        study.enrol(invite.identifier, b"junk", KEY, now=NOW)
+    certificate = study.enrol(invite.identifier, request, KEY, now=NOW)
     assert study.db.site_of(fingerprint(certificate)) == "a"
     with pytest.raises(InviteError, match="this invite has been used"):
-        study.enrol(invite.identifier, request, bytes(32), now=NOW)
+        study.enrol(invite.identifier, request, KEY, now=NOW)
     assert invite.ca_certificate()[:27] in study.tls().client_roots_pem
     assert len(study.tls().client_roots_pem.split(b"BEGIN")) == 3
+
+
+def _enrol(study: StudyFolder, site: str, key: bytes) -> None:
+    invite = study.invite(site, now=NOW, hours=1)
+    study.enrol(invite.identifier, certificate_request(new_site_key(), site), key, now=NOW)
+
+
+def test_a_protocol_key_is_its_sites_alone(study: StudyFolder) -> None:
+    _enrol(study, "a", KEY)
+    for wrong, why in {
+        KEY: "this protocol key is another party's",
+        study.enrolled().server_key: "this protocol key is another party's",
+        bytes(32): "a point of low order",
+        b"short": "32 bytes, not 5",
+    }.items():
+        with pytest.raises(ProtocolError, match=why):
+            _enrol(study, "b", wrong)
+    assert set(study.enrolled().keys) == {"a"}
+    _enrol(study, "a", KEY)
+    assert study.enrolled().keys == {"a": KEY}
+
+
+def test_the_roster_is_there_once_all_have_enrolled(study: StudyFolder) -> None:
+    keys = {site: public_half(new_protocol_key()) for site in ("a", "b", "c")}
+    assert study.enrolled() == Enrolled(public_half(study.signing_key), {})
+    for site in ("a", "c"):
+        _enrol(study, site, keys[site])
+    with pytest.raises(RosterError) as caught:
+        study.roster()
+    assert caught.value.what == "b yet to enrol"
+    assert caught.value.hint == f"make an invite and send it: fedseg study invite {study.root} b"
+    _enrol(study, "b", keys["b"])
+    manifest, roster = study.manifest, StudyFolder.open(study.root).roster()
+    assert roster == Roster(manifest.study, bytes.fromhex(manifest.plan_hash), public_half(study.signing_key), keys)
+    _enrol(study, "b", KEY)
+    assert roster.differences(study.roster()) == ["b has another key"]
+
+
+def test_the_server_has_a_key_and_a_log_from_the_start(study: StudyFolder, tmp_path: Path) -> None:
+    assert study.signing_key != create(tmp_path / "other").signing_key
+    AuditLog.open(study.audit, study.signing_key).close()
+    for damaged in (b"", b"x" * 31, b"x" * 33):
+        (study.root / "keys" / "audit.key").write_bytes(damaged)
+        with pytest.raises(StorageError, match=r"audit\.key: the server's signing key is damaged"):
+            _ = study.signing_key
+
+
+def test_the_best_model_outlives_a_restart_and_the_one_before_a_crash(study: StudyFolder) -> None:
+    archive = DiskArchive(study)
+    models = [np.full(toy.SIZE, value, np.float32) for value in (1, 2, 3)]
+    for weights in models:
+        archive.save_best(weights, model_hash(weights))
+    again = DiskArchive(StudyFolder.open(study.root))
+    for weights in models[1:]:
+        np.testing.assert_array_equal(again.load_best(model_hash(weights)), weights)
+    with pytest.raises(StorageError, match=r"best-[0-9a-f]{16}\.npy"):
+        again.load_best(model_hash(models[0]))
+    np.testing.assert_array_equal(again.load_model(0), toy.INITIAL)
 
 
 def test_the_archive_keeps_what_is_needed_and_drops_the_rest(study: StudyFolder) -> None:

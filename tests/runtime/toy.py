@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.document import Document
+from fedseg.federation.exchange import Enrolled
 from fedseg.federation.vector import Layout, model_hash
 from fedseg.plan import Manifest, StudyPlan, parse_plan
-from fedseg.runtime.session import check_aggregation
+from fedseg.runtime.session import check_aggregation, roster_of
+from fedseg.secagg.roster import Identity, Roster
+from fedseg.secagg.signing import public_half
+from tests.secagg.helpers import key
 
 SIZE = 1000
 LAYOUT = Layout((("bias", (10,)), ("weight", (99, 10))))
@@ -52,12 +56,35 @@ def manifest(document: Document[StudyPlan]) -> Manifest:
     )
 
 
-class PullTrainer:
-    """Moves every weight halfway towards the site's target."""
+def enrolled(study: Manifest) -> Enrolled:
+    """Everybody has enrolled."""
+    return Enrolled(public_half(key("server")), {site: public_half(key(site)) for site in study.plan.site_names})
 
-    def __init__(self, target: float, *, before: Callable[[int], None] = lambda _: None) -> None:
-        self.target, self.before = target, before
+
+def roster(study: Manifest) -> Roster:
+    return roster_of(study, enrolled(study))
+
+
+def identity(site: str, study: Manifest) -> Identity:
+    """A site that has confirmed the roster of the study."""
+    return Identity(site, key(site), roster(study))
+
+
+class PullTrainer:
+    """Moves every weight halfway towards the site's target; a model scores what it is told to."""
+
+    def __init__(
+        self,
+        target: float,
+        *,
+        before: Callable[[int], None] = lambda _: None,
+        score: Callable[[Mapping[str, NDArray[np.float32]]], float | None] = lambda _: None,
+    ) -> None:
+        self.target, self.before, self._score = target, before, score
         self.trained: list[int] = []
+
+    def score(self, weights: Mapping[str, NDArray[np.float32]], *, should_stop: Callable[[], bool]) -> float | None:
+        return self._score(weights)
 
     def update(
         self,

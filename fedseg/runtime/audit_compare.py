@@ -1,0 +1,290 @@
+"""Several parties' logs held against each other: sites are each other's witnesses, and the server's.
+
+A signature that somebody else has kept can't be taken back. So where a party's own log says something else than its
+signature in another's, or nothing, the finding names that party. Where logs differ in what nobody signed for the
+others, it says that one of them is false, and no more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import TypeVar
+
+from fedseg.runtime.audit_evidence import Finding
+from fedseg.runtime.audit_history import Closing, History
+from fedseg.runtime.audit_steps import Attempt, Vote, listed
+from fedseg.secagg.session import SessionHeader
+from fedseg.store.audit_records import Confirmed, Unmask
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+TOLD = (
+    "the server told these parties different things, or one of them logged what it was not told; "
+    "the logs alone do not show which"
+)
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What a log should hold, by a signature in another's."""
+
+    step: str
+    round: int
+    where: str
+
+
+def compare(histories: Sequence[History]) -> list[Finding]:
+    """What the logs of different parties, one each, say against each other."""
+    checks: tuple[Callable[[Sequence[History]], Iterator[Finding]], ...] = (
+        _rosters,
+        _attempts,
+        _two_votes,
+        _two_inputs,
+        _two_unmaskings,
+        _two_closes,
+        _different_closes,
+        _broken_chain,
+        _cut_sites,
+        _cut_server,
+    )
+    return [finding for check in checks for finding in check(histories)]
+
+
+def _rosters(histories: Sequence[History]) -> Iterator[Finding]:
+    pinned = [each for each in histories if each.rosters]
+    for other in pinned[1:]:
+        first = pinned[0]
+        if not {each.fingerprint for each in first.rosters} & {each.fingerprint for each in other.rosters}:
+            changes = ", ".join(first.rosters[-1].differences(other.rosters[-1]))
+            what = f"{first.party} and {other.party} have pinned different rosters; in the second, {changes}"
+            proves = "one of them was shown a roster that is not the other's: compare the words of both by telephone"
+            yield Finding("", f"{first.log.path}; {other.log.path}", what, proves)
+
+
+def _attempts(histories: Sequence[History]) -> Iterator[Finding]:
+    by_place: dict[tuple[int, int], dict[str, Attempt]] = defaultdict(dict)
+    for history in histories:
+        for attempt in history.attempts.values():
+            by_place[attempt.place].setdefault(history.party, attempt)
+    for place in sorted(by_place):
+        yield from _attempt(by_place[place])
+
+
+def _attempt(logged: Mapping[str, Attempt]) -> Iterator[Finding]:
+    """One attempt in all logs: the first thing in which they differ, for what follows differs with it."""
+    where = next(iter(logged.values())).name
+    headers = _groups({party: attempt.header for party, attempt in logged.items()})
+    if len(headers) > 1:
+        yield Finding("", where, _other_header(headers), TOLD)
+        return
+    views: tuple[tuple[str, Callable[[Attempt], Hashable | None]], ...] = (
+        ("lists U2 of those who shared keys", lambda attempt: attempt.u2),
+        ("sessions (sid): the keys that were relayed differ", lambda attempt: attempt.sid),
+        ("lists U3 of contributors", lambda attempt: attempt.u3),
+    )
+    for what, view in views:
+        groups = _groups({party: view(attempt) for party, attempt in logged.items() if view(attempt) is not None})
+        if len(groups) > 1:
+            yield Finding("", where, f"the logs have different {what}: {_shown(groups)}", TOLD)
+            return
+
+
+def _other_header(groups: Mapping[SessionHeader, list[str]]) -> str:
+    first, second = list(groups)[:2]
+    names = [each.name for each in fields(first) if getattr(first, each.name) != getattr(second, each.name)]
+    told = "; ".join(f"{_short(getattr(header, names[0]))} by {listed(who)}" for header, who in groups.items())
+    return f"the logs have different headers; {names[0].replace('_', ' ')}: {told}"
+
+
+def _two_votes(histories: Sequence[History]) -> Iterator[Finding]:
+    votes = [vote for history in histories for vote in history.votes]
+    for given in _by(votes, lambda vote: (vote.key, vote.sid)).values():
+        versions = list({vote.sets: vote for vote in given}.values())
+        if len(versions) > 1:
+            one, other = versions[:2]
+            what = (
+                f"round {one.round}: {one.site} signed step 4 of one session ({one.sid[:16]}) over two outcomes, "
+                f"{_outcome(one)} and {_outcome(other)}"
+            )
+            proves = f"site {one.site} broke the protocol: both signatures are its own, and it may give only one"
+            yield Finding(f"site {one.site}", f"{one.where}; {other.where}", what, proves)
+
+
+def _outcome(vote: Vote) -> str:
+    u2, u3 = vote.sets
+    return f"U3 = {listed(u3)} of U2 = {listed(u2)}"
+
+
+def _two_inputs(histories: Sequence[History]) -> Iterator[Finding]:
+    inputs = [each for history in histories for each in history.contributions]
+    for given in _by(inputs, lambda each: (each.key, each.sid)).values():
+        versions = list({each.digest: each for each in given}.values())
+        if len(versions) > 1:
+            one, other = versions[:2]
+            what = (
+                f"round {one.round}: {one.site} signed two inputs to one session ({one.sid[:16]}), "
+                f"{one.digest[:16]} and {other.digest[:16]}"
+            )
+            proves = f"site {one.site} broke the protocol: it masked twice, or logged another input than it sent"
+            yield Finding(f"site {one.site}", f"{one.where}; {other.where}", what, proves)
+
+
+def _two_unmaskings(histories: Sequence[History]) -> Iterator[Finding]:
+    """In one log this is found by itself; here one log has one attempt, and another the other."""
+    rounds: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for history in histories:
+        for attempt in history.attempts.values():
+            if Unmask in attempt.steps:
+                rounds[attempt.header.round][attempt.header.attempt].append(history.party)
+    for number, attempts in sorted(rounds.items()):
+        parties = [set(each) for each in attempts.values()]
+        if len(parties) > 1 and not set.intersection(*parties):
+            told = "; ".join(f"attempt {attempt} by {listed(who)}" for attempt, who in sorted(attempts.items()))
+            proves = "the server asked for the shares of two sums over one update, or one of these logs is false"
+            yield Finding("", f"round {number}", f"step 5 was reached in two attempts: {told}", proves)
+
+
+def _two_closes(histories: Sequence[History]) -> Iterator[Finding]:
+    closings = [closing for history in histories for closing in history.closings]
+    for (_, number), given in _by(closings, lambda each: (each.roster.server_key, each.body.round)).items():
+        versions = list({signed_part(each): each for each in given}.values())
+        if len(versions) > 1:
+            one, other = versions[:2]
+            what = f"round {number}: the server signed two closes of one round: {_differing(one, other)}"
+            proves = "the server lied: it published two versions of one round, and both signatures are its own"
+            yield Finding("server", f"{one.where}; {other.where}", what, proves)
+
+
+def _different_closes(histories: Sequence[History]) -> Iterator[Finding]:
+    """What a closing says beside what the server signed follows from it: two logs can't differ in good faith."""
+    closings = [(history.party, closing) for history in histories for closing in history.closings]
+    for number, given in sorted(_by(closings, lambda each: each[1].body.round).items()):
+        for (first, one), (second, other) in pairwise(given):
+            if one.roster.server_key != other.roster.server_key:
+                what = f"{first} and {second} have it closed under different keys of the server"
+                yield Finding("", f"round {number}", what, TOLD)
+            elif signed_part(one) == signed_part(other) and (names := _unsigned_differences(one, other)):
+                what = f"{first} and {second} have the same sum, but another {' and '.join(names)} to it"
+                proves = "one of the two logs is false, or was written by other software: these follow from the sum"
+                yield Finding("", f"round {number}", what, proves)
+
+
+def _broken_chain(histories: Sequence[History]) -> Iterator[Finding]:
+    """Model to model over rounds that no single log has both of."""
+    together = {(one.body.round, two.body.round) for each in histories for one, two in pairwise(each.closings)}
+    rounds = _by((closing for each in histories for closing in each.closings), lambda closing: closing.body.round)
+    for number in sorted(rounds):
+        if number + 1 not in rounds or (number, number + 1) in together:
+            continue
+        ended, begun = rounds[number][0], rounds[number + 1][0]
+        if ended.body.next_model != begun.body.base_model:
+            what = (
+                f"round {number} ended with model {ended.body.next_model[:16]} ({ended.where}), the next began with "
+                f"{begun.body.base_model[:16]} ({begun.where})"
+            )
+            yield Finding("", f"round {number + 1}", what, TOLD)
+
+
+def _cut_sites(histories: Sequence[History]) -> Iterator[Finding]:
+    for history in histories:
+        if history.is_server or history.log.broken:
+            continue
+        for sid, lacking in _lacking(history, histories).items():
+            steps = " and ".join(sorted({each.step for each in lacking}))
+            what = (
+                f"the log lacks {steps} of session {sid[:16]} (round {lacking[0].round}), which {history.party} has "
+                f"signed: {lacking[0].where}"
+            )
+            proves = f"{history.party} has cut its log or gone back to an older copy: the signature is its own"
+            yield Finding(history.party, history.log.path, what, proves)
+        yield from _uncounted(history, histories)
+
+
+def _lacking(history: History, histories: Sequence[History]) -> dict[str, list[Lacking]]:
+    """By session, what others hold of a site's signatures and its own log doesn't have."""
+    own = {attempt.sid: attempt for attempt in history.attempts.values()}
+    found: dict[str, list[Lacking]] = defaultdict(list)
+    for other in (each for each in histories if each is not history):
+        for each in other.contributions:
+            if each.key == history.key and each.sid not in own:
+                found[each.sid].append(Lacking("step 3", each.round, each.where))
+        for vote in other.votes:
+            if vote.key == history.key and (vote.sid not in own or Confirmed not in own[vote.sid].steps):
+                found[vote.sid].append(Lacking("step 4", vote.round, vote.where))
+    return found
+
+
+def _uncounted(history: History, histories: Sequence[History]) -> Iterator[Finding]:
+    """Rounds that count a site by the server's word alone, of which its own log knows nothing."""
+    signed = _lacking(history, histories).keys()
+    seen = {closing.body.round for closing in history.closings}
+    for closing in {each.body.session: each for other in histories for each in other.closings}.values():
+        body = closing.body
+        mine = history.begin.party in body.contributors and closing.roster.keys.get(history.begin.party) == history.key
+        if mine and body.session not in signed and body.round not in seen and history.attempt_of(body.session) is None:
+            what = f"the log lacks round {body.round}, which counts {history.begin.party} among its contributors"
+            proves = (
+                f"{history.party} has cut its log, or the server counts an input that was never given: the server's "
+                "own log would hold the signature that decides it"
+            )
+            yield Finding(history.party, f"{history.log.path}; {closing.where}", what, proves)
+
+
+def _cut_server(histories: Sequence[History]) -> Iterator[Finding]:
+    for server in histories:
+        if not server.is_server or server.log.broken:
+            continue
+        own = {closing.body.round for closing in server.closings}
+        lost = {each.body.round: each for other in histories for each in other.closings if each.body.round not in own}
+        for number, closing in sorted(lost.items()):
+            what = f"the log lacks the close of round {number}, which the server has signed: {closing.where}"
+            proves = "the server has cut its log or gone back to an older copy: the signature is its own"
+            yield Finding("server", server.log.path, what, proves)
+
+
+def signed_part(closing: Closing) -> tuple[Hashable, ...]:
+    """What the server's signature of a close covers, beside the round."""
+    body = closing.body
+    return body.session, body.contributors, body.sum, body.next_model
+
+
+def _differing(one: Closing, other: Closing) -> str:
+    """The first thing that the server signed differently."""
+    names = ("contributors", "sum", "next_model", "session")
+    name = next(name for name in names if getattr(one.body, name) != getattr(other.body, name))
+    first, second = getattr(one.body, name), getattr(other.body, name)
+    return f"{name.replace('_', ' ')} {_short(first)} and {_short(second)}"
+
+
+def _unsigned_differences(one: Closing, other: Closing) -> list[str]:
+    first, second = one.body, other.body
+    names = ("base_model", "weight", "score", "rolled_back")
+    return [name.replace("_", " ") for name in names if getattr(first, name) != getattr(second, name)]
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return listed(value)
+    return (value.hex() if isinstance(value, bytes) else str(value))[:16]
+
+
+def _groups(values: Mapping[str, K]) -> dict[K, list[str]]:
+    found: dict[K, list[str]] = defaultdict(list)
+    for party, value in values.items():
+        found[value].append(party)
+    return found
+
+
+def _shown(groups: Mapping[Hashable, list[str]]) -> str:
+    return "; ".join(f"{_short(value)} by {listed(parties)}" for value, parties in groups.items())
+
+
+def _by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return found

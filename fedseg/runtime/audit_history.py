@@ -1,0 +1,288 @@
+"""One party's audit log judged by itself: what it says happened, and whether that could have been by the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fedseg.errors import FedsegError, ProtocolError
+from fedseg.federation.exchange import CLOSE, SERVER, closing_statement
+from fedseg.runtime.audit_evidence import Entry, Finding, Log
+from fedseg.runtime.audit_steps import (
+    Attempt,
+    Contribution,
+    Step,
+    Vote,
+    listed,
+    name_of,
+    order_problems,
+    outside,
+    read_step,
+    too_few,
+)
+from fedseg.secagg import signing
+from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.roster import Roster
+from fedseg.store.audit_records import Begin, Closed, Confirmed, Opened, Repair, Reused, RosterPinned, Unmask
+
+
+@dataclass(frozen=True)
+class Closing:
+    """A closed round with the server's valid signature, in anybody's log.
+
+    Attributes:
+        attempt: The attempt that made it, where this log knows it.
+    """
+
+    body: Closed
+    roster: Roster
+    attempt: Attempt | None
+    where: str
+
+
+class History:
+    """What one log says happened, and what is wrong with that. Read once, in order, when it is made.
+
+    Attributes:
+        findings: What is wrong.
+        notes: What is not wrong, but worth saying.
+        rosters: As they were pinned.
+        attempts: By sid0, as they were opened.
+        votes: Valid signatures of step 4.
+        contributions: Valid signatures over inputs.
+        closings: Closed rounds, validly signed.
+        reused: Second sums over one model.
+    """
+
+    def __init__(self, log: Log) -> None:
+        """Judge a log."""
+        self.log = log
+        self.findings: list[Finding] = list(log.findings)
+        self.notes: list[str] = []
+        self.rosters: list[Roster] = []
+        self.attempts: dict[str, Attempt] = {}
+        self.votes: list[Vote] = []
+        self.contributions: list[Contribution] = []
+        self.closings: list[Closing] = []
+        self.reused: list[Reused] = []
+        self._refused: set[str] = set()
+        self._where = log.path
+        for entry in log.entries:
+            self._read(entry)
+        self._check_reuse()
+
+    @property
+    def begin(self) -> Begin:
+        """Whose log it is."""
+        return self.log.begin
+
+    @property
+    def party(self) -> str:
+        """Whose log it is, as findings call it."""
+        return self.log.party
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this is the server's log."""
+        return self.begin.role == "server"
+
+    @property
+    def key(self) -> bytes:
+        """The key that signs this log."""
+        return bytes.fromhex(self.begin.key)
+
+    def attempt_of(self, sid: str) -> Attempt | None:
+        """The attempt in which this party took step 3 of that session."""
+        return next((each for each in self.attempts.values() if each.sid == sid), None)
+
+    def _read(self, entry: Entry) -> None:
+        self._where = f"{self.log.path}, line {entry.line}"
+        match entry.body:
+            case Begin():
+                self._wrong(["a second opening record"] if entry.line > 1 else [])
+            case RosterPinned() as body:
+                self._pin(body)
+            case Opened() as body:
+                self._open(body)
+            case Closed() as body:
+                self._close(body)
+            case Reused() as body:
+                self.reused.append(body)
+            case Repair():
+                self.notes.append(f"{self._where}: a crash had cut a record short; it never counted")
+            case body:
+                self._step(body)
+
+    def _wrong(self, problems: Iterable[str], proves: str | None = None) -> None:
+        blame = f"{self.party} signed this itself: it did not keep to the protocol, or its software does not"
+        self.findings += [Finding(self.party, self._where, what, proves or blame) for what in problems]
+
+    # Rosters and attempts.
+
+    def _pin(self, body: RosterPinned) -> None:
+        try:
+            keys = {site: bytes.fromhex(key) for site, key in body.keys.items()}
+            server_key = bytes.fromhex(body.server_key)
+            roster = Roster(self.begin.study, bytes.fromhex(body.plan_hash), server_key, keys)
+        except ProtocolError as error:
+            self._wrong([f"a roster that cannot be: {error.what}"])
+            return
+        if self.rosters and (changes := self.rosters[-1].differences(roster)):
+            self.notes.append(f"{self._where}: {self.party} goes on under another roster: {', '.join(changes)}")
+        self.rosters.append(roster)
+        self._wrong(self._roster_problems(body, roster))
+
+    def _roster_problems(self, body: RosterPinned, roster: Roster) -> Iterator[str]:
+        if body.fingerprint != roster.fingerprint.hex():
+            yield "the roster's fingerprint is not that of the sites and keys beside it"
+        if (roster.server_key if self.is_server else roster.keys.get(self.begin.party)) != self.key:
+            yield f"the roster does not hold the key that signs this log as that of {self.party}"
+
+    def _open(self, body: Opened) -> None:
+        try:
+            header = SessionHeader.from_bytes(bytes.fromhex(body.header))
+        except FedsegError as error:
+            self._wrong([f"a session's header that cannot be: {error.what}"])
+            self._refused.add(body.session)
+            return
+        self._wrong(f"round {header.round}, attempt {header.attempt}: {each}" for each in self._opening(body, header))
+        if not self.rosters or body.session in self.attempts:
+            self._refused.add(body.session)
+            return
+        self.attempts[body.session] = Attempt(header, self.rosters[-1], self._where, {Opened: body})
+
+    def _opening(self, body: Opened, header: SessionHeader) -> Iterator[str]:
+        if body.session != header.sid0().hex():
+            yield "the session is not the hash of its header"
+        yield from self._under_roster(header)
+        newest = self._newest()
+        if newest is not None and (header.round, header.attempt) <= newest.place:
+            yield f"it was opened after {newest.name}"
+        elif newest is not None and header.round == newest.header.round and Unmask in newest.steps:
+            yield f"it was opened after step 5 of attempt {newest.header.attempt}, which ends a round"
+        yield from self._follows(header.round, header.model_hash.hex(), "it starts")
+
+    def _under_roster(self, header: SessionHeader) -> Iterator[str]:
+        if not self.rosters:
+            yield "it was opened before a roster was pinned"
+            return
+        pinned = self.rosters[-1]
+        if header.roster != pinned.fingerprint:
+            yield f"it is under roster {header.roster.hex()[:16]}, pinned is {pinned.fingerprint.hex()[:16]}"
+        elif (header.study, header.plan_hash, header.sites) != (pinned.study, pinned.plan_hash, pinned.sites):
+            yield "its study, plan or sites are not those of its roster"
+
+    def _follows(self, round_number: int, model: str, it_starts: str) -> Iterator[str]:
+        """The server makes every model; a site may have missed rounds in between."""
+        last = self.closings[-1].body if self.closings else None
+        if last is None or model == last.next_model:
+            return
+        if self.is_server or round_number == last.round + 1:
+            yield f"{it_starts} from model {model[:16]}, where round {last.round} ended with {last.next_model[:16]}"
+
+    def _newest(self) -> Attempt | None:
+        return next(reversed(self.attempts.values()), None)
+
+    # Steps.
+
+    def _step(self, body: Step) -> None:
+        attempt = self.attempts.get(body.session)
+        if attempt is None:
+            # A session whose opening was refused has had its finding.
+            what = f"{name_of(body)} stands under a session that this log never opened"
+            self._wrong([] if body.session in self._refused else [what])
+            return
+        problems = list(order_problems(attempt, body, self.begin.role, attempt is self._newest()))
+        for told in read_step(attempt, body, self.begin, self._where):
+            match told:
+                case Vote():
+                    self.votes.append(told)
+                case Contribution():
+                    self.contributions.append(told)
+                case problem:
+                    problems.append(problem)
+        self._wrong(f"{attempt.name}: {problem}" for problem in problems)
+        attempt.steps.setdefault(type(body), body)
+
+    def _close(self, body: Closed) -> None:
+        attempt = self.attempt_of(body.session) or self._plain_attempt(body.session)
+        roster = attempt.roster if attempt else self.rosters[-1] if self.rosters else None
+        if roster is None:
+            self._wrong([f"round {body.round} was closed before a roster was pinned"])
+            return
+        self._wrong(f"round {body.round}: {problem}" for problem in self._closing_problems(body, roster))
+        if attempt is not None:
+            self._wrong(f"{attempt.name}: {problem}" for problem in self._attempt_problems(body, attempt))
+            attempt.steps.setdefault(Closed, body)
+        else:
+            self._check_stranger(body)
+        if _signed(body, roster):
+            self.closings.append(Closing(body, roster, attempt, self._where))
+
+    def _plain_attempt(self, session: str) -> Attempt | None:
+        attempt = self.attempts.get(session)
+        return attempt if attempt is not None and attempt.plain else None
+
+    def _closing_problems(self, body: Closed, roster: Roster) -> Iterator[str]:
+        if not _signed(body, roster):
+            yield "the server's signature of its close is not valid"
+        yield from outside("its contributors", body.contributors, "the roster", roster.sites)
+        last = self.closings[-1].body if self.closings else None
+        if last is not None and body.round <= last.round:
+            yield "it is closed a second time" if body.round == last.round else f"it is closed after round {last.round}"
+        yield from self._follows(body.round, body.base_model, "its close starts")
+
+    def _attempt_problems(self, body: Closed, attempt: Attempt) -> Iterator[str]:
+        yield from order_problems(attempt, body, self.begin.role, True)
+        if body.round != attempt.header.round:
+            yield f"its sum is published as that of round {body.round}"
+        if body.base_model != attempt.header.model_hash.hex():
+            yield f"it was closed over model {body.base_model[:16]}, not over its own"
+        if attempt.u3 is not None and body.contributors != attempt.u3:
+            yield f"it was closed with {listed(body.contributors)}, before that they were {listed(attempt.u3)}"
+        yield from too_few("the close", body.contributors, attempt)
+
+    def _check_stranger(self, body: Closed) -> None:
+        """A close of a session that this party had no part in."""
+        if self.is_server:
+            self._wrong([f"round {body.round}: a close of a session whose inputs this log never received"])
+        elif self.begin.party in body.contributors:
+            what = f"round {body.round}: the close counts {self.begin.party}, whose log has no input to that session"
+            proves = f"either {self.party} has cut its log, or the server counts an input that was never given"
+            self._wrong([what], proves)
+
+    def _check_reuse(self) -> None:
+        """A site that confirms a second sum over one model says so, of every earlier one whose members were others."""
+        attempts = list(self.attempts.values())
+        for number, later in enumerate(attempts):
+            earlier = [each for each in attempts[:number] if _same_model(each, later) and Confirmed in each.steps]
+            if Confirmed not in later.steps or not earlier:
+                continue
+            said = self._said_of(later, earlier)
+            lacking = {each.header.round for each in earlier if each.u3 != later.u3} - said
+            if lacking or not said:
+                rounds = listed(map(str, sorted(lacking or {each.header.round for each in earlier})))
+                self._where = later.where
+                self._wrong([f"{later.name}: a second sum over the model of round {rounds}, without a record of it"])
+
+    def _said_of(self, later: Attempt, earlier: Sequence[Attempt]) -> set[int]:
+        """The earlier rounds over its model that records of reuse name truly."""
+        sum_of = later.header.round, later.header.model_hash.hex(), later.u3
+        sums = {(each.header.round, each.u3) for each in earlier}
+        told = [each for each in self.reused if (each.round, each.model, each.u3) == sum_of]
+        return {each.earlier_round for each in told if (each.earlier_round, each.earlier_u3) in sums}
+
+
+def _same_model(one: Attempt, other: Attempt) -> bool:
+    return one.header.round != other.header.round and one.header.model_hash == other.header.model_hash
+
+
+def _signed(body: Closed, roster: Roster) -> bool:
+    statement = closing_statement(body.round, body.contributors, bytes.fromhex(body.sum), body.next_model)
+    try:
+        signing.verify(
+            roster.server_key, CLOSE, bytes.fromhex(body.session), SERVER, statement, bytes.fromhex(body.signature)
+        )
+    except ProtocolError:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""What server and sites write into their logs alike, and a log without a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedseg.federation.closing import Closing
+from fedseg.federation.exchange import Published
+from fedseg.secagg.messages import SessionHeader
+from fedseg.secagg.roster import Roster
+
+
+class MemoryEvidence:
+    """A log without a disk and without signatures, for simulation."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[str, Mapping[str, Any]]] = []
+
+    def entries(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """See `runtime.ports.Evidence`."""
+        return tuple(self._entries)
+
+    def append(self, kind: str, body: Mapping[str, object]) -> None:
+        """See `runtime.ports.Evidence`."""
+        self._entries.append((kind, body))
+
+
+def roster_entry(roster: Roster) -> dict[str, object]:
+    """The roster under which what follows happens."""
+    return {
+        "fingerprint": roster.fingerprint.hex(),
+        "plan_hash": roster.plan_hash.hex(),
+        "server_key": roster.server_key.hex(),
+        "keys": {site: key.hex() for site, key in roster.keys.items()},
+    }
+
+
+def session_entry(header: SessionHeader) -> dict[str, object]:
+    """The session that begins."""
+    return {"header": header.to_bytes().hex(), "session": header.sid0().hex()}
+
+
+def closed_entry(published: Published, closing: Closing, base_model: str) -> dict[str, object]:
+    """A round's end: whose updates, from which model to which."""
+    return {
+        "round": published.round,
+        "session": published.session.hex(),
+        "contributors": list(published.contributors),
+        "base_model": base_model,
+        "next_model": published.next_model,
+        "weight": closing.mean.weight,
+        "sum": published.digest.hex(),
+        "relative_error": closing.mean.relative_error,
+        "score": closing.mean.score,
+        "rolled_back": closing.back,
+        "signature": published.signature.hex(),
+    }
+
+
+def logged_roster(evidence: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """The fingerprint (hex) of the roster that a log is under; None before the first."""
+    found = [body["fingerprint"] for kind, body in evidence if kind == "roster"]
+    return found[-1] if found else None

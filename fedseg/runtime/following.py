@@ -1,0 +1,187 @@
+"""How a site comes to hold the newest model: from the published sum, which it decodes itself, or by its hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fedseg.errors import ProtocolError, StaleSession
+from fedseg.federation.closing import Closing, close_round
+from fedseg.federation.exchange import CLOSE, SERVER, Best, Head, Link, Published
+from fedseg.federation.strategy import fed_avg
+from fedseg.federation.vector import Weights, model_hash
+from fedseg.plan import Manifest
+from fedseg.runtime import events
+from fedseg.runtime.evidence import closed_entry
+from fedseg.runtime.participation import Participation
+from fedseg.runtime.ports import Evidence, Memory
+from fedseg.runtime.session import encoding_of
+from fedseg.secagg.signing import verify
+
+T = TypeVar("T")
+TALK = "stop and talk to the coordinator: the server is broken, or lies"
+OTHER_BEST = "the server names another best model than the published scores give"
+
+
+class Follower:
+    """A site's model, round after round.
+
+    Args:
+        manifest: The study.
+        link: The connection to the server.
+        memory: The site's disk.
+        evidence: The site's log.
+        notify: Told what happens.
+        patiently: Calls, and calls again while the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        link: Link,
+        memory: Memory,
+        evidence: Evidence,
+        *,
+        notify: events.Notify,
+        patiently: Callable[[Callable[[], Any]], Any],
+    ) -> None:
+        self._manifest, self._link, self._memory, self._evidence = manifest, link, memory, evidence
+        self._notify, self._patiently = notify, patiently
+        self._encoding = encoding_of(manifest)
+        self._best = memory.best()
+        self._doubt: ProtocolError | None = None
+        self.weights = memory.weights()
+
+    def catch_up(self, head: Head, part: Participation, server_key: bytes) -> bool:
+        """Hold the model of `head`; whether that is another one than before.
+
+        Args:
+            head: Where the study stands, by the server's word.
+            part: This site's newest session: it is over once its sum is known.
+            server_key: The server's, of the roster.
+
+        Raises:
+            ProtocolError: What the server says doesn't fit together, or not what this site knows itself.
+        """
+        weights, following = self.weights, None
+        own = None if weights is None else model_hash(weights)
+        with self._doubting():
+            self._check_head(head, part)
+            if own == head.model_hash:
+                self._follow_best(head)
+                return False
+            if weights is not None and head.closed_round and own == head.base_model:
+                following = self._apply(weights, head, part, server_key)
+        if following is None:
+            following = self._download(head, part)
+        self.weights = following
+        self._memory.save_weights(following)
+        return True
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Remember a lie: who found one doesn't believe the same server's word on a later model, until it restarts."""
+        try:
+            yield
+        except StaleSession:
+            raise
+        except ProtocolError as error:
+            self._doubt = error
+            raise
+
+    def _check_head(self, head: Head, part: Participation) -> None:
+        """Refuse a history other than the one that this site was part of."""
+        if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
+            raise ProtocolError("the study's first model is not the one that the plan names")
+        if head.best is not None and not (self._encoding.scored and head.closed_round):
+            raise ProtocolError(OTHER_BEST, hint=TALK)
+        base = part.base_of(head.closed_round)
+        if base not in (None, head.base_model):
+            raise ProtocolError(
+                f"the server says that round {head.closed_round} started from model {head.base_model}, it was {base}",
+                hint=TALK,
+            )
+
+    def _download(self, head: Head, part: Participation) -> Weights:
+        """The newest model as the server has it: its hash is in the session, so a lie about it sums with nobody's."""
+        if self._doubt is not None:
+            raise self._doubt
+        part.end("the study went on without this site")
+        weights = self._fetch(head.model_hash, "fetching the model")
+        self._keep_best(head.best)
+        return weights
+
+    def _follow_best(self, head: Head) -> None:
+        """Take the server's word for the best model only where a round that this site missed has brought it back."""
+        closed = [body["round"] for kind, body in self._evidence.entries() if kind == "closed"]
+        if head.best != self._best and head.closed_round in closed:
+            raise ProtocolError(OTHER_BEST, hint=TALK)
+        self._keep_best(head.best)
+
+    def _keep_best(self, best: Best | None) -> None:
+        if best is not None and best != self._best:
+            self._memory.save_best(best)
+            self._best = best
+
+    def _fetch(self, wanted: str, what: str) -> Weights:
+        weights: Weights = self._patiently(lambda: self._link.model(wanted, self._transfer(what)))
+        if weights.size != self._manifest.parameters or model_hash(weights) != wanted:
+            raise ProtocolError("the model that the server sent is not the one it named")
+        return weights
+
+    def _apply(self, weights: Weights, head: Head, part: Participation, server_key: bytes) -> Weights | None:
+        """The model that the published sum makes of this site's; None where it can't know what was best before."""
+        transfer = self._transfer("fetching the sum")
+        published: Published = self._patiently(lambda: self._link.published(head.closed_round, transfer))
+        self._check_published(published, head, part, server_key)
+        closing = close_round(
+            self._manifest, self._encoding, published.total, published.contributors,
+            base_model=head.base_model, best=self._best,
+        )  # fmt: skip
+        if closing.best != head.best and part.base_of(head.closed_round) is None:
+            # Rounds that this site missed had brought the study back to the model that it holds.
+            return None
+        following = self._following(weights, closing)
+        self._check_outcome(closing, following, published, head)
+        entry = closed_entry(published, closing, head.base_model)
+        if ("closed", entry) not in self._evidence.entries():
+            self._evidence.append("closed", entry)
+        part.end(None)
+        self._keep_best(closing.best)
+        self._doubt = None
+        return following
+
+    def _check_published(self, published: Published, head: Head, part: Participation, server_key: bytes) -> None:
+        """Refuse a sum that the server won't stand by, or one of others than this site has signed for."""
+        verify(server_key, CLOSE, published.session, SERVER, published.statement, published.signature)
+        if published.round != head.closed_round:
+            raise ProtocolError(f"the server sent the sum of round {published.round}, not {head.closed_round}")
+        if len(published.contributors) < self._manifest.quorum:
+            raise ProtocolError(f"round {head.closed_round} was closed below the quorum", hint=TALK)
+        if not set(published.contributors) <= set(self._manifest.plan.sites):
+            raise ProtocolError(
+                f"round {head.closed_round} was closed with sites that the plan does not name", hint=TALK
+            )
+        if part.denies(published):
+            raise ProtocolError(
+                f"the server published a sum for round {head.closed_round} of others than this site has signed for",
+                hint=TALK,
+            )
+
+    def _following(self, weights: Weights, closing: Closing) -> Weights:
+        if not closing.back or closing.best is None:
+            return fed_avg(weights, closing.mean.update)
+        self._notify(events.Note("the validation Dice collapsed; back to the best model"))
+        return self._fetch(closing.best.model_hash, "fetching the best model")
+
+    def _check_outcome(self, closing: Closing, following: Weights, published: Published, head: Head) -> None:
+        made = model_hash(following)
+        if not made == head.model_hash == published.next_model:
+            named = published.next_model if made == head.model_hash else head.model_hash
+            raise ProtocolError(f"the server names model {named} where its own sum gives {made}", hint=TALK)
+        if closing.best != head.best:
+            raise ProtocolError(OTHER_BEST, hint=TALK)
+
+    def _transfer(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, size: self._notify(events.Transfer(what, done, size))

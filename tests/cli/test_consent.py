@@ -1,0 +1,53 @@
+"""What a hospital reads before it takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedseg.cli.consent import consent
+from fedseg.runtime.preparation import training_data
+from fedseg.runtime.site_folder import Membership
+from tests.runtime import toy
+
+MEMBER = Membership("lab.example.org:8443", "a", "/data", None, "/ledger", None)
+FIVE = ("a", "b", "c", "d", "e")
+SEVEN = (*FIVE, "f", "g")
+
+
+@pytest.fixture
+def shown(make_bids: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`shown(sites, more=..., mode=...)`: the table for a study over these sites, on one line."""
+    scans = make_bids(3)
+
+    def show(sites: tuple[str, ...] = ("a", "b", "c"), **options: str) -> str:
+        manifest = toy.manifest(toy.plan(sites, **options))  # type: ignore[arg-type]  # strings are what differs
+        consent(manifest, MEMBER, training_data(scans, manifest.plan, None), yes=True)
+        return " ".join(capsys.readouterr().err.split())
+
+    return show
+
+
+def test_collusion_and_thresholds_stand_in_words(shown: Callable[..., str]) -> None:
+    assert (
+        "secure while no site helps the server (c = 0): it sees only sums over at least 3 of 3 sites, and 2 must agree "
+        "before a mask comes off (t = 2)"
+    ) in shown()
+    assert "secure while at most one site helps the server (c = 1)" in shown(FIVE)
+    assert "at least 4 of 5 sites, and 4 must agree before a mask comes off (t = 4)" in shown(FIVE)
+    assert "secure while at most 2 sites help the server (c = 2)" in shown(SEVEN)
+    assert "PLAIN (mean): the server sees this site's updates" in shown(mode="plain")
+    assert "PLAIN (median): the server sees this site's updates" in shown(mode="plain", more="rule: median")
+
+
+def test_what_leaves_is_named_with_the_score_only_where_there_is_one(shown: Callable[..., str]) -> None:
+    nothing = "a round; no scan, label, id or count"
+    assert f"leaves here one masked update of 0.0 MB {nothing} ledger" in shown()
+    assert "scores on" not in shown()
+    scored = shown(more="rollback: {drop: 0.1}")
+    assert f"one masked update of 0.0 MB {nothing}; a mean validation Dice, only inside the sum ledger" in scored
+    assert "scores on 0 validation" in scored
+    plain = shown(more="rollback: {drop: 0.1}", mode="plain")
+    assert f"leaves here one update of 0.0 MB {nothing}; a mean validation Dice ledger" in plain
