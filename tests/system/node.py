@@ -2,10 +2,13 @@
 
     python -m tests.system.node server STUDY BIND
     python -m tests.system.node site STATE [--invite LINE] [--target X] [--hold ROUND] [--die-after-charge ROUND]
+                                           [--die-in ROUND:STATE:kept|sent]
 
 A server prints `{"state", "hash"}` at its end, a site `{"hash", "rounds"}`. Events go to stderr. A site writes a line
 to `STATE.trace` before each training: the round, and whether its ledger holds a charge for it. With `--hold` it then
-trains in that round until `STATE.go` is there. With `--die-after-charge` it is gone once that round is charged.
+trains in that round until `STATE.go` is there. With `--die-after-charge` it is gone once that round is charged, with
+`--die-in` (SIGKILL) once that state of secure aggregation is on its disk, or has been sent as well. Its operator
+confirms whatever roster is shown.
 """
 
 from __future__ import annotations
@@ -19,24 +22,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import FedsegError, Interrupted
+from fedseg.federation.exchange import Instruction
 from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest
 from fedseg.policy import SitePolicy
+from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.runtime import events
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.patience import patiently
+from fedseg.runtime.pinning import await_roster, roster_in_force
 from fedseg.runtime.serve import serve
 from fedseg.runtime.site import SiteRunner
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.runtime.study import StudyFolder
+from fedseg.secagg.roster import Identity, Roster
+from fedseg.secagg.state import Ended, load
 from fedseg.store.privacy_ledger import HospitalLedger
 from tests.runtime.toy import LAYOUT, PullTrainer
 
@@ -81,6 +91,52 @@ class MortalCharger(StudyCharger):
         return fresh
 
 
+@dataclass(frozen=True)
+class MortalFolder(SiteFolder):
+    """The folder of a site whose process dies in one state of one round's session."""
+
+    last: tuple[int, str, str] | None = None
+
+    def save_session(self, data: bytes) -> None:
+        super().save_session(data)
+        if self.last is not None and self.in_last_state(data):
+            if self.last[2] == "kept":
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.mark.touch()
+
+    def in_last_state(self, data: bytes) -> bool:
+        identity = Identity(self.membership.site, self.protocol_key, self.roster_now)
+        state = load(data, identity)
+        assert self.last is not None
+        number = state.round if isinstance(state, Ended) else state.header.round
+        return (number, type(state).__name__) == self.last[:2]
+
+    @property
+    def roster_now(self) -> Roster:
+        roster = self.roster
+        assert roster is not None
+        return roster
+
+    @property
+    def mark(self) -> Path:
+        return Path(f"{self.root}.marked")
+
+
+class MortalLink:
+    """A link that kills its process where the site polls after its last message."""
+
+    def __init__(self, link: RemoteStudy, mark: Path) -> None:
+        self._link, self._mark = link, mark
+
+    def poll(self, session: bytes | None) -> Instruction:
+        if self._mark.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._link.poll(session)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
 def notify(event: events.Event) -> None:
     print(event, file=sys.stderr, flush=True)  # noqa: T201  # a script
 
@@ -91,14 +147,17 @@ def run_server(words: argparse.Namespace, stop: threading.Event) -> dict[str, ob
 
 
 def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, object]:
-    folder = SiteFolder(words.state)
+    folder = MortalFolder(words.state, last=words.die_in)
     if not folder.enrolled:
         _enrol(folder, Invite.decode(words.invite), stop)
     member = folder.membership
     with folder.connect() as remote:
         manifest = Manifest.from_json(patiently(remote.manifest, 30, notify=notify, stop=stop))
-    if folder.manifest is None:
-        folder.accept(manifest)
+        if folder.manifest is None:
+            folder.accept(manifest)
+        roster = await_roster(
+            folder, manifest, member.site, remote.roster, ask=lambda _: True, notify=notify, stop=stop
+        )
     charger = _charger(manifest, member.site, Path(member.data), Path(member.ledger), words.die_after_charge)
 
     def charged(round_number: int) -> bool:
@@ -107,13 +166,16 @@ def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, obje
         ledger = HospitalLedger.open(Path(member.ledger)).ledger
         return any(charge.round == round_number for charge in ledger.charges(manifest.study))
 
-    with folder.connect(manifest.parameters) as link:
+    with folder.connect(manifest) as remote, folder.open_audit(manifest.study) as log:
+        link: Any = MortalLink(remote, folder.mark) if words.die_in else remote
         runner = SiteRunner(
-            member.site, manifest, link, HeldTrainer(words.target, words.state, words.hold, charged), LAYOUT, folder,
+            Identity(member.site, folder.protocol_key, roster), manifest, link,
+            HeldTrainer(words.target, words.state, words.hold, charged), LAYOUT, folder, evidence=log,
+            confirm=lambda enrolled: roster_in_force(folder, manifest, member.site, enrolled), may_reuse=False,
             charger=charger, entropy=secrets.token_bytes, notify=notify, stop=stop, patience_s=60,
         )  # fmt: skip
         finished = runner.run()
-        runner.say_goodbye()
+        runner.say_goodbye(finished)
     weights = runner.weights
     return {"hash": None if weights is None else model_hash(weights), "rounds": len(finished.history)}
 
@@ -143,6 +205,11 @@ def _charger(manifest: Manifest, site: str, data: Path, ledger: Path, mortal: in
     return charger
 
 
+def _moment(text: str) -> tuple[int, str, str]:
+    number, state, when = text.split(":")
+    return int(number), state, when
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     roles = parser.add_subparsers(dest="role", required=True)
@@ -155,6 +222,7 @@ def main() -> None:
     site.add_argument("--target", type=float)
     site.add_argument("--hold", type=int)
     site.add_argument("--die-after-charge", type=int)
+    site.add_argument("--die-in", type=_moment)
     words = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

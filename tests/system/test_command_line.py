@@ -105,7 +105,7 @@ def test_a_whole_private_study(shell: Shell, tmp_path: Path) -> None:
 
     server = shell.start("server", "start", study, "--bind", f"127.0.0.1:{port}")
     early = _join(shell, tmp_path, "c", invites["c"])
-    until(lambda: "waiting: a, b to join" in shell.error_of(early), "c to wait for the others")
+    until(lambda: "waiting: a, b to enrol" in shell.error_of(early), "c to wait for the others")
     early.send_signal(signal.SIGINT)
     shell.answer(early, 130)
     assert "Stopping cleanly" in shell.error_of(early)
@@ -113,6 +113,12 @@ def test_a_whole_private_study(shell: Shell, tmp_path: Path) -> None:
 
     sites = [_join(shell, tmp_path, site, invites[site]) for site in ("a", "b")]
     sites.append(shell.start("client", "join", "--state", tmp_path / "c" / "state"))
+    for process in sites:
+        until(lambda process=process: "to approve the roster" in shell.error_of(process), "an approval to be asked for")  # type: ignore[misc]
+    roster = shell.json("study", "roster", study)
+    assert f"fingerprint  {roster['fingerprint']}" in shell.error_of(sites[0])
+    states = [("--state", tmp_path / site / "state") for site in SITES]
+    shell.together(*(("client", "approve-roster", *state, "--fingerprint", roster["fingerprint"]) for state in states))
     for process in sites:
         assert "The study is complete: 2 of 2 rounds closed." in shell.answer(process)
     assert "The study is complete: 2 of 2 rounds closed." in shell.answer(server)
