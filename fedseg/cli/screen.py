@@ -64,6 +64,10 @@ LINES: dict[type, Callable[[Any], str]] = {
         f"round {event.round} charged to the privacy ledger: epsilon {event.epsilon:.3f} of {event.budget:g}"
     ),
     events.Encoded: _encoded,
+    events.Taken: lambda event: (
+        f"round {event.round} closed without this site, which takes its model on the server's word; "
+        "fedseg audit verify compares it with the other parties' logs"
+    ),
     events.Note: lambda event: event.text,
 }
 

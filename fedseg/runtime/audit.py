@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from fedseg.errors import UsageError
-from fedseg.runtime.audit_compare import compare, signed_part
+from fedseg.runtime.audit_compare import compare, signed_part, unproven
 from fedseg.runtime.audit_evidence import Finding, Log, load
 from fedseg.runtime.audit_history import Closing, History
 from fedseg.runtime.audit_steps import Attempt, listed
@@ -261,6 +261,7 @@ def _notes(histories: Sequence[History]) -> Iterator[str]:
                 f"{history.log.path}: its last line has no end; it is being written, or a crash has cut it short: "
                 "it was left out"
             )
+    yield from unproven(histories)
     yield from _reuses(histories)
     yield from _unpublished(histories)
 

@@ -48,6 +48,7 @@ def compare(histories: Sequence[History]) -> list[Finding]:
         _two_closes,
         _different_closes,
         _broken_chain,
+        _fetched_others,
         _cut_sites,
         _cut_server,
     )
@@ -142,7 +143,7 @@ def _two_unmaskings(histories: Sequence[History]) -> Iterator[Finding]:
                 rounds[attempt.header.round][attempt.header.attempt].append(history.party)
     for number, attempts in sorted(rounds.items()):
         parties = [set(each) for each in attempts.values()]
-        if len(parties) > 1 and not set.intersection(*parties):
+        if not set.intersection(*parties):
             told = "; ".join(f"attempt {attempt} by {listed(who)}" for attempt, who in sorted(attempts.items()))
             proves = "the server asked for the shares of two sums over one update, or one of these logs is false"
             yield Finding("", f"round {number}", f"step 5 was reached in two attempts: {told}", proves)
@@ -189,9 +190,38 @@ def _broken_chain(histories: Sequence[History]) -> Iterator[Finding]:
             yield Finding("", f"round {number + 1}", what, TOLD)
 
 
+def _fetched_others(histories: Sequence[History]) -> Iterator[Finding]:
+    """Models that a site took on the server's word, and that no round made."""
+    closings = {closing.body.round: closing for each in histories for closing in each.closings}
+    whole = any(each.is_server and not each.log.broken for each in histories)
+    for history in histories:
+        for taken in history.fetched:
+            made = closings.get(taken.round)
+            if made is not None and made.body.next_model == taken.model:
+                continue
+            if made is None and not whole:
+                continue
+            ended = f"ended with {made.body.next_model[:16]} ({made.where})" if made else "is not in the server's log"
+            what = f"{history.party} was given model {taken.model[:16]} as that of round {taken.round}, which {ended}"
+            yield Finding("", history.log.path, what, TOLD)
+
+
+def unproven(histories: Sequence[History]) -> Iterator[str]:
+    """Models that a site took on the server's word, where no log here shows the round that made them."""
+    closings = {closing.body.round for each in histories for closing in each.closings}
+    whole = any(each.is_server and not each.log.broken for each in histories)
+    for history in histories:
+        for taken in history.fetched:
+            if taken.round not in closings and not whole:
+                yield (
+                    f"{history.party} took model {taken.model[:16]}, said to be that of round {taken.round}, on the "
+                    "server's word: no log here shows the sum that made it"
+                )
+
+
 def _cut_sites(histories: Sequence[History]) -> Iterator[Finding]:
     for history in histories:
-        if history.is_server or history.log.broken:
+        if history.log.broken:
             continue
         for sid, lacking in _lacking(history, histories).items():
             steps = " and ".join(sorted({each.step for each in lacking}))

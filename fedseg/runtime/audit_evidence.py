@@ -117,4 +117,4 @@ def _collect(reader: LogReader, begin: Begin) -> Log:
 
 def _is_time(text: str) -> bool:
     """Whether this is a time as logs write it: it will be printed."""
-    return len(text) == len("2025-01-02T03:04:05Z") and text.isascii() and set(text) <= set("0123456789-:TZ")
+    return len(text) == len("2025-01-02T03:04:05Z") and set(text) <= set("0123456789-:TZ")

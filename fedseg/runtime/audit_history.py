@@ -23,7 +23,7 @@ from fedseg.runtime.audit_steps import (
 from fedseg.secagg import signing
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
-from fedseg.store.audit_records import Begin, Closed, Confirmed, Opened, Repair, Reused, RosterPinned, Unmask
+from fedseg.store.audit_records import Begin, Closed, Confirmed, Fetched, Opened, Repair, Reused, RosterPinned, Unmask
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class History:
         contributions: Valid signatures over inputs.
         closings: Closed rounds, validly signed.
         reused: Second sums over one model.
+        fetched: Models taken on the server's word.
     """
 
     def __init__(self, log: Log) -> None:
@@ -65,6 +66,7 @@ class History:
         self.contributions: list[Contribution] = []
         self.closings: list[Closing] = []
         self.reused: list[Reused] = []
+        self.fetched: list[Fetched] = []
         self._refused: set[str] = set()
         self._where = log.path
         for entry in log.entries:
@@ -108,6 +110,8 @@ class History:
                 self._close(body)
             case Reused() as body:
                 self.reused.append(body)
+            case Fetched() as body:
+                self.fetched.append(body)
             case Repair():
                 self.notes.append(f"{self._where}: a crash had cut a record short; it never counted")
             case body:
@@ -205,7 +209,7 @@ class History:
         attempt.steps.setdefault(type(body), body)
 
     def _close(self, body: Closed) -> None:
-        attempt = self.attempt_of(body.session) or self._plain_attempt(body.session)
+        attempt = self.attempt_of(body.session)
         roster = attempt.roster if attempt else self.rosters[-1] if self.rosters else None
         if roster is None:
             self._wrong([f"round {body.round} was closed before a roster was pinned"])
@@ -218,10 +222,6 @@ class History:
             self._check_stranger(body)
         if _signed(body, roster):
             self.closings.append(Closing(body, roster, attempt, self._where))
-
-    def _plain_attempt(self, session: str) -> Attempt | None:
-        attempt = self.attempts.get(session)
-        return attempt if attempt is not None and attempt.plain else None
 
     def _closing_problems(self, body: Closed, roster: Roster) -> Iterator[str]:
         if not _signed(body, roster):

@@ -108,6 +108,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A round closed without this site, which takes its model on the server's word."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Note:
     """Something else worth a line."""
 
@@ -125,6 +132,7 @@ Event = (
     | RoundAbandoned
     | Charged
     | Encoded
+    | Taken
     | Note
 )
 Notify = Callable[[Event], None]

@@ -10,6 +10,8 @@ from fedseg.federation.exchange import Published
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
 
+MOST_WHY = 1000
+
 
 class MemoryEvidence:
     """A log without a disk and without signatures, for simulation."""
@@ -39,6 +41,11 @@ def roster_entry(roster: Roster) -> dict[str, object]:
 def session_entry(header: SessionHeader) -> dict[str, object]:
     """The session that begins."""
     return {"header": header.to_bytes().hex(), "session": header.sid0().hex()}
+
+
+def aborted_entry(session: str, why: str) -> dict[str, object]:
+    """An attempt that is over without a sum; `session` is sid0 in hex. Of a long reason the log keeps the beginning."""
+    return {"session": session, "why": why[:MOST_WHY]}
 
 
 def closed_entry(published: Published, closing: Closing, base_model: str) -> dict[str, object]:

@@ -108,6 +108,11 @@ class Follower:
         if self._doubt is not None:
             raise self._doubt
         part.end("the study went on without this site")
+        if head.closed_round:
+            said = {"round": head.closed_round, "base_model": head.base_model, "model": head.model_hash}
+            if ("fetched", said) not in self._evidence.entries():
+                self._evidence.append("fetched", said)
+            self._notify(events.Taken(head.closed_round))
         weights = self._fetch(head.model_hash, "fetching the model")
         self._keep_best(head.best)
         return weights

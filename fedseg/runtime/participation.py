@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fedseg.errors import ProtocolError, StorageError
 from fedseg.federation.exchange import Published, RingVector
-from fedseg.runtime.evidence import session_entry
+from fedseg.runtime.evidence import aborted_entry, session_entry
 from fedseg.runtime.ports import Entropy, Evidence, SessionMemory
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares
 from fedseg.secagg.roster import Identity
@@ -46,7 +46,7 @@ class Participation:
         self._logged: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._headers: dict[str, SessionHeader] = {}
         self._signed: dict[str, tuple[str, ...]] = {}
-        self._used: dict[bytes, tuple[int, tuple[str, ...]]] = {}
+        self._used: dict[bytes, dict[int, tuple[str, ...]]] = {}
         for kind, body in evidence.entries():
             self._note(kind, body)
         kept = memory.session()
@@ -178,7 +178,8 @@ class Participation:
         if state is None or isinstance(state, Ended):
             return
         if why is not None:
-            self._log("aborted", state.header.sid0(), {"why": why})
+            session = state.header.sid0()
+            self._log("aborted", session, aborted_entry(session.hex(), why))
         self._erase()
 
     @property
@@ -251,7 +252,7 @@ class Participation:
             self._headers[session] = SessionHeader.from_bytes(bytes.fromhex(body["header"]))
         if kind == "confirmed" and session in self._headers:
             header, members = self._headers[session], tuple(body["u3"])
-            self._used[header.model_hash] = (header.round, members)
+            self._used.setdefault(header.model_hash, {})[header.round] = members
             self._signed[body["sid"]] = members
 
     def _check_reuse(self, header: SessionHeader, contributors: Sequence[str]) -> None:
@@ -260,19 +261,20 @@ class Participation:
         Signing, not unmasking, is what uses a model: from then on others may have given the sum away. Another attempt
         at one round adds the same updates again, and 2t > n + c keeps the two from both being unmasked.
         """
-        used = self._used.get(header.model_hash)
-        if used is None or used[0] == header.round:
-            return
-        earlier, members = used
-        if members != tuple(sorted(contributors)) and not self._may_reuse:
+        chosen, used = tuple(sorted(contributors)), dict(self._used.get(header.model_hash, {}))
+        used.pop(header.round, None)
+        others = [earlier for earlier, members in used.items() if members != chosen]
+        if others and not self._may_reuse:
             raise ProtocolError(
-                f"round {header.round} would be a second sum over the model of round {earlier}, of other contributors",
+                f"round {header.round} would be a second sum over the model of round {others[-1]}, "
+                "of other contributors",
                 hint="two such sums can give an update away; a policy with allow_reused_models: true accepts it",
             )
-        u3 = {"u3": sorted(contributors), "earlier_u3": list(members)}
-        body = {"model": header.model_hash.hex(), "round": header.round, "earlier_round": earlier, **u3}
-        if ("reused", body) not in self._evidence.entries():
-            self._evidence.append("reused", body)
+        for earlier, members in used.items():
+            u3 = {"u3": list(chosen), "earlier_u3": list(members)}
+            body = {"model": header.model_hash.hex(), "round": header.round, "earlier_round": earlier, **u3}
+            if ("reused", body) not in self._evidence.entries():
+                self._evidence.append("reused", body)
 
 
 def _sets(state: Signed) -> dict[str, object]:

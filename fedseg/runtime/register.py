@@ -15,7 +15,7 @@ from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime.archive import Archive
 from fedseg.runtime.attempt import Attempt, without_sum
-from fedseg.runtime.evidence import closed_entry, logged_roster, roster_entry, session_entry
+from fedseg.runtime.evidence import aborted_entry, closed_entry, logged_roster, roster_entry, session_entry
 from fedseg.runtime.ports import Evidence
 from fedseg.runtime.session import encoding_of, header_of
 from fedseg.secagg.aggregator import Rule
@@ -166,7 +166,7 @@ class Register:
         """End an attempt without a sum."""
         row = replace(attempt.row, state=without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
         self._archive.save_round(row)
-        self._evidence.append("aborted", {"session": attempt.session.hex(), "why": why})
+        self._evidence.append("aborted", aborted_entry(attempt.session.hex(), why))
 
     def _next(self) -> tuple[int, int]:
         rows = self.rounds
@@ -224,7 +224,7 @@ class Register:
             closing = self._judge(published.total, row.contributors, row.model_hash, self._replay(closed[:-1]))
             self._evidence.append("closed", closed_entry(published, closing, row.model_hash))
         else:
-            self._evidence.append("aborted", {"session": sessions[-1], "why": STOPPED})
+            self._evidence.append("aborted", aborted_entry(sessions[-1], STOPPED))
 
 
 def _sets(attempt: Attempt) -> dict[str, object]:

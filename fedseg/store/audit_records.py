@@ -139,6 +139,14 @@ class Closed(Section):
     signature: Signature
 
 
+class Fetched(Section):
+    """A model that a site took on the server's word, of a round that it says this site has missed."""
+
+    round: Count
+    base_model: Hash
+    model: Hash
+
+
 class Aborted(Section):
     """An attempt is over for this party, without a sum."""
 
@@ -162,7 +170,20 @@ class Repair(Section):
     discarded_bytes: Annotated[int, Field(ge=1)]
 
 
-Body = Begin | RosterPinned | Opened | Masked | Received | Confirmed | Unmask | Closed | Aborted | Reused | Repair
+Body = (
+    Begin
+    | RosterPinned
+    | Opened
+    | Masked
+    | Received
+    | Confirmed
+    | Unmask
+    | Closed
+    | Fetched
+    | Aborted
+    | Reused
+    | Repair
+)
 KINDS: Mapping[str, type[Body]] = {
     "begin": Begin,
     "roster": RosterPinned,
@@ -172,6 +193,7 @@ KINDS: Mapping[str, type[Body]] = {
     "confirmed": Confirmed,
     "unmask": Unmask,
     "closed": Closed,
+    "fetched": Fetched,
     "aborted": Aborted,
     "reused": Reused,
     "repair": Repair,

@@ -18,7 +18,7 @@ from fedseg.secagg.roster import Roster
 from fedseg.store import audit_log
 from fedseg.store.audit_log import LOG, AuditLog
 from fedseg.store.audit_records import Begin
-from tests.runtime.audits import FIRST_MODEL, A, B, Body, C, D, Story, a_story, model_after, shows
+from tests.runtime.audits import FIRST_MODEL, A, B, Body, C, D, Story, a_story, model_after, shows, vote
 from tests.secagg.helpers import PLAN_HASH, STUDY, key, roster
 
 
@@ -74,6 +74,20 @@ def test_a_log_alone_has_the_signatures_of_others_as_witnesses(story: Story, tmp
         Witness("server", signed=True, logged=False),
         *(Witness(f"site {site}", signed=True, logged=site == B) for site in (A, B, C, D)),
     )
+
+
+def test_a_signature_of_another_attempt_or_on_another_list_is_no_witness(story: Story, tmp_path: Path) -> None:
+    story.round(4, 1, publish=False)
+    story.drop(A, "unmask", -1)
+    story.round(4, 2, silent=[D])
+    assert f"site {D}" not in [each.party for each in story.audit(tmp_path / "attempt", [A]).rounds[3].witnesses]
+    story = a_story()
+    del story.bodies(A, "unmask")[0]["signatures"][D]
+    story.told[D] = story.told[D][: story.place(D, "unmask")]
+    body = story.bodies(D, "confirmed")[0]
+    body["u3"] = [A, B, D]
+    body["signature"] = vote(D, body)
+    assert f"site {D}" not in [each.party for each in story.audit(tmp_path / "list", [A, D]).rounds[0].witnesses]
 
 
 def test_a_site_that_was_absent_knows_the_sum_and_not_the_thresholds(story: Story, tmp_path: Path) -> None:
@@ -197,6 +211,19 @@ def test_a_third_sum_is_to_be_logged_against_each_of_the_earlier_ones(story: Sto
     assert story.audit(tmp_path / "both", [A]).findings == ()
 
 
+def test_a_second_sum_of_the_same_contributors_is_to_be_logged_too(story: Story, tmp_path: Path) -> None:
+    story.round(4, publish=False)
+    story.round(5)
+    what = "round 5, attempt 1: a second sum over the model of round 4, without a record of it"
+    shows(story.audit(tmp_path, [A]), f"site {A}", "", what)
+
+
+def test_a_model_whose_sum_a_site_never_confirmed_is_not_used(story: Story, tmp_path: Path) -> None:
+    story.round(4, silent=[A], publish=False)
+    story.round(5, lost=[D])
+    assert story.audit(tmp_path, [A]).findings == ()
+
+
 def test_a_second_attempt_over_a_used_model_is_a_second_sum(story: Story, tmp_path: Path) -> None:
     story.round(4, publish=False)
     reused = {"model": story.model.hex(), "round": 5, "earlier_round": 4, "earlier_u3": [A, B, C, D]}
@@ -267,6 +294,12 @@ def test_records_that_cannot_be_are_findings_and_the_rest_stands(
     shows(audit, f"site {A}", "", what)
     assert audit.findings[0].where.endswith("line 7")
     assert [each.round for each in audit.rounds] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("time", ["", "yesterday about noon", "2025-01-02T03:04:05Z" * 2])
+def test_a_time_that_is_none_is_not_shown(tmp_path: Path, time: str) -> None:
+    AuditLog.create(tmp_path / LOG, key(A), "site", A, STUDY, clock=lambda: time).close()
+    assert verify([load(tmp_path)]).parties[0].until == ""
 
 
 def test_what_holds_no_log_is_refused(story: Story, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_two_inputs_of_one_site(story: Story, tmp_path: Path) -> None:
 
 def test_two_closes_of_one_round(story: Story, tmp_path: Path) -> None:
     """Dakar was absent from round 3: the server told it of another model."""
-    close_again(story.bodies(D, "closed")[2], next_model="ab" * 32)
+    close_again(story.bodies(D, "closed")[2], next_model="ab" * 32, weight=9)
     what = "round 3: the server signed two closes of one round: next model a63f0dfe98cc2a03 and abababababababab"
     audit = story.audit(tmp_path, [B, D])
     assert [each.next_model for each in audit.rounds[2:]] == [model_after(3), "ab" * 32]
@@ -213,6 +213,41 @@ def test_a_gap_between_models_that_no_log_has_both_of(story: Story, tmp_path: Pa
     assert re.search(what, findings[0].what)
 
 
+# Models that were taken on the server's word.
+
+
+def fetch(story: Story, site: str, number: int, model: str) -> None:
+    story.tell(site, "fetched", {"round": number, "base_model": model_after(number - 1), "model": model})
+
+
+def test_a_model_that_a_round_made_may_be_fetched(story: Story, tmp_path: Path) -> None:
+    story.told[D] = story.told[D][:1]
+    fetch(story, D, 3, model_after(3))
+    assert not [each for each in story.audit(tmp_path).findings if "was given" in each.what]
+
+
+def test_a_model_that_no_round_made(story: Story, tmp_path: Path) -> None:
+    fetch(story, C, 9, "ab" * 32)
+    what = f"site {C} was given model abababababababab as that of round 9, which is not in the server's log"
+    shows(story.audit(tmp_path, [SERVER, C]), "", LOG, what, "the server told these parties different things")
+
+
+def test_a_model_other_than_the_round_made(story: Story, tmp_path: Path) -> None:
+    fetch(story, C, 2, "ab" * 32)
+    what = f"site {C} was given model abababababababab as that of round 2, which ended with {model_after(2)[:16]} "
+    shows(story.audit(tmp_path, [A, C]), "", LOG, what, "the server told these parties different things")
+
+
+def test_a_model_whose_making_no_log_shows(story: Story, tmp_path: Path) -> None:
+    fetch(story, C, 9, "ab" * 32)
+    audit = story.audit(tmp_path, [A, C])
+    assert audit.findings == ()
+    assert (
+        f"site {C} took model abababababababab, said to be that of round 9, on the server's word: "
+        "no log here shows the sum that made it"
+    ) in audit.notes
+
+
 # Logs that were cut.
 
 
@@ -231,6 +266,25 @@ def test_a_log_cut_within_a_round_lacks_the_rest(story: Story, tmp_path: Path) -
     _cut(story, B, "confirmed", 2)
     what = r"the log lacks step 4 of session [0-9a-f]{16} \(round 3\)"
     shows(story.audit(tmp_path, [SERVER, B]), f"site {B}", LOG, what, "the signature is its own")
+
+
+@pytest.mark.parametrize("party", [SERVER, B])
+def test_a_log_that_is_broken_is_not_said_to_be_cut_as_well(story: Story, tmp_path: Path, party: str) -> None:
+    folders = story.write(tmp_path)
+    path = folders[party] / LOG
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"{}\n", *lines[4:]]))
+    audit = verify([load(folder) for folder in folders.values()])
+    shows(audit, "server" if party == SERVER else f"site {B}", "line 4", "this line is not a record")
+
+
+def test_a_site_is_not_held_to_what_another_key_in_its_name_did(story: Story, tmp_path: Path) -> None:
+    _cut(story, B, "session", 2)
+    changed = Roster(STUDY, PLAN_HASH, roster(4).server_key, {**roster(4).keys, B: signing.public_half(bytes(32))})
+    story.told[D] = [("roster", roster_entry(changed)), ("closed", story.bodies(D, "closed")[2])]
+    findings = story.audit(tmp_path, [B, D]).findings
+    assert findings
+    assert [finding.what for finding in findings if "which counts" in finding.what] == []
 
 
 def test_a_log_cut_where_nobody_else_has_been_is_not_seen(story: Story, tmp_path: Path) -> None:

@@ -453,6 +453,14 @@ def test_steps_of_secure_mode_have_no_place_in_a_plain_study(tmp_path: Path) -> 
     assert "step 4 (confirmed) has no place in a site's log of a plain session" in findings[0].what
 
 
+def test_a_contributor_in_plain_mode_that_knows_nothing_of_it(tmp_path: Path) -> None:
+    story = Story(plain=True)
+    story.round(1)
+    story.drop(B, "masked")
+    (finding,) = story.audit(tmp_path, [B]).findings
+    assert finding.what == "round 1: the close counts brno, whose log has no input to that session"
+
+
 @pytest.mark.parametrize(("lie", "of", "what", "proves"), LIES)
 def test_a_lie_in_a_log_is_found_in_it(
     story: Story, tmp_path: Path, lie: Lie, of: str, what: tuple[str, ...], proves: str
@@ -471,8 +479,9 @@ def test_every_lie_is_tried() -> None:
     assert len(LIES) >= 45
 
 
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.just("ab" * 32),
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=3) | st.just("ab" * 32),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([A, B, "x", "digest"]), inner),
     max_leaves=4,
 )

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedseg.errors import ProtocolError, SiteFault, StaleSession, StorageError
+from fedseg.errors import SiteFault, StaleSession, StorageError
 from fedseg.federation.exchange import (
     Confirm,
+    Enrolled,
     Finished,
     Join,
     LedgerClaim,
@@ -22,7 +23,8 @@ from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.coordinator import StudyState
-from fedseg.secagg.site import Advertised, Masked, Signed, contribute
+from fedseg.secagg.messages import Consistency, Shares
+from fedseg.secagg.site import Advertised, Masked, contribute
 from fedseg.store.study_db import ClaimRow
 from tests.runtime import toy
 from tests.runtime.bench import ABANDONED, ADVERTISE, CONFIRM, MASK, SHARE, UNMASK, Bench, Player
@@ -63,6 +65,18 @@ def test_it_waits_by_name_for_every_site_to_come_once() -> None:
     assert isinstance(bench.players["c"].ask(), Join)
     assert bench.stands_at(StudyState.RUNNING)
     assert bench.events[-1] == events.RoundStarted(1, 2, 1)
+
+
+def test_it_says_who_has_yet_to_enrol_and_who_to_confirm() -> None:
+    bench = three()
+    everybody = bench.enrolled
+    bench.enrolled = Enrolled(everybody.server_key, {"a": everybody.keys["a"], "c": everybody.keys["c"]})
+    assert bench.players["c"].ask() == Wait("b to enrol; a to confirm the roster and join")
+    assert bench.coordinator.roster() == bench.enrolled
+    bench.enrolled = everybody
+    assert bench.players["c"].ask() == Wait("a, b to confirm the roster and join")
+    bench.gather()
+    assert bench.stands_at(StudyState.RUNNING)
 
 
 @pytest.mark.parametrize("mode", ["secure", "plain"])
@@ -434,6 +448,84 @@ def test_nobody_speaks_in_the_name_of_another() -> None:
     for message in (None, instruction.advertisements[1]):
         with pytest.raises(SiteFault, match="the advertisement is missing or another site's"):
             bench.coordinator.advertise("a", joined.header.sid0(), message)
+
+
+def test_signatures_and_shares_are_taken_from_their_site_only_and_in_their_phase_only() -> None:
+    bench = five()
+    bench.until(CONFIRM)
+    player, coordinator = bench.players["a"], bench.coordinator
+    asked, keys = player.ask(), player.keys
+    assert isinstance(asked, Confirm)
+    assert isinstance(keys, Masked)
+    assert asked.contributors == FIVE
+    signed = keys.confirm(asked.contributors)
+    with pytest.raises(SiteFault, match="site b at ConsistencyCheck: the signature of another site"):
+        coordinator.confirm("b", asked.session, signed.message)
+    with pytest.raises(SiteFault, match=r"site a at ConsistencyCheck: .* does not verify"):
+        coordinator.confirm("a", asked.session, Consistency("a", bytes(64)))
+    player.keys = signed
+    coordinator.confirm("a", asked.session, signed.message)
+    bench.until(UNMASK, *bench.others("a"))
+    unmask = player.ask()
+    assert isinstance(unmask, Unmask)
+    assert unmask.signatures["a"] == signed.message.signature
+    shares = signed.unmask(unmask.signatures).message
+    with pytest.raises(SiteFault, match="site b at Unmasking: shares of another site"):
+        coordinator.unmask("b", asked.session, shares)
+    with pytest.raises(StaleSession):
+        coordinator.confirm("a", asked.session, signed.message)
+    coordinator.unmask("a", asked.session, shares)
+    bench.one_round(*bench.others("a"))
+    np.testing.assert_array_equal(bench.coordinator.weights, bench.expected(toy.INITIAL, 1, *FIVE))
+
+
+def test_in_plain_mode_there_is_nothing_to_sign_or_to_unmask() -> None:
+    bench = five("plain")
+    bench.until(MASK)
+    session = bench.players["a"].ask()
+    assert isinstance(session, Submit)
+    with pytest.raises(StaleSession):
+        bench.coordinator.confirm("a", session.session, Consistency("a", bytes(64)))
+    with pytest.raises(StaleSession):
+        bench.coordinator.unmask("a", session.session, Shares("a", {}, {}, bytes(64)))
+
+
+def test_signers_below_the_threshold_leave_a_second_attempt_and_as_many_are_enough() -> None:
+    bench = five()
+    bench.until(CONFIRM)
+    for site in ("d", "e"):
+        _restarted(bench, bench.players[site])
+    assert bench.archive.rounds()[0].state == ABANDONED
+    bench.until(UNMASK)
+    # Nobody is asked for shares who has not signed; t of those who have are enough.
+    _restarted(bench, bench.players["e"])
+    bench.one_round(*bench.others("e"))
+    assert bench.coordinator.history == ((1, FIVE),)
+    assert [(row.round, row.attempt, row.state) for row in bench.archive.rounds()][:2] == [
+        (1, 1, "abandoned"), (1, 2, "closed"),
+    ]  # fmt: skip
+
+
+def test_of_three_contributors_two_signatures_are_enough() -> None:
+    bench = three()
+    bench.until(CONFIRM)
+    _restarted(bench, bench.players["c"])
+    bench.one_round("a", "b")
+    assert bench.coordinator.history == ((1, ("a", "b", "c")),)
+    np.testing.assert_array_equal(bench.coordinator.weights, bench.expected(toy.INITIAL, 1, "a", "b", "c"))
+
+
+def test_who_has_not_signed_is_not_asked_for_shares() -> None:
+    bench = five()
+    bench.until(CONFIRM)
+    bench.wait(6, *bench.others("e"))
+    bench.until(UNMASK, *bench.others("e"))
+    asked = bench.players["a"].ask()
+    assert isinstance(asked, Unmask)
+    assert tuple(asked.signatures) == bench.others("e")
+    assert isinstance(bench.players["e"].ask(), Wait)
+    bench.one_round(*bench.others("e"))
+    assert bench.coordinator.history == ((1, FIVE),)
 
 
 def test_an_upload_in_another_name_is_refused_and_the_same_one_again_is_not() -> None:

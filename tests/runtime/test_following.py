@@ -283,6 +283,8 @@ def test_who_missed_a_round_fetches_the_model_by_its_hash_and_leaves_its_session
     disk.link.models[model_hash(third)] = third
     assert disk.catch_up(Head(model_hash(third), 3, "c" * 64))
     holds(disk, third)
+    assert disk.of("fetched") == [{"round": 3, "base_model": "c" * 64, "model": model_hash(third)}]
+    assert events.Taken(3) in disk.notes
     assert disk.of("aborted") == [
         {"session": header(SECURE).sid0().hex(), "why": "the study went on without this site"}
     ]
@@ -401,8 +403,10 @@ def test_who_missed_the_collapse_goes_back_with_the_others() -> None:
         assert disk.best() == head.best
 
 
-def test_who_holds_the_best_model_and_missed_that_it_is_learns_it_from_the_server() -> None:
-    rounds = history(0.5, 0.8, 0.3, 0.75, 0.6)
+@pytest.mark.parametrize("again", [0.75, 0.45, 0.3])
+def test_who_holds_the_best_model_and_missed_that_it_is_learns_it_from_the_server(again: float) -> None:
+    """What that model scores in round 4 is less than this site thinks the best one does, or a collapse from there."""
+    rounds = history(0.5, 0.8, 0.3, again, again)
     # It holds the model of round 1, as after the rollback of round 3 everybody does.
     for first_back in (2, 3):
         disk = Disk(SCORED)
@@ -414,6 +418,7 @@ def test_who_holds_the_best_model_and_missed_that_it_is_learns_it_from_the_serve
             disk.catch_up(head)
             holds(disk, following)
             assert disk.best() == head.best
+            assert not any("collapsed" in str(note) for note in disk.notes)
 
 
 def test_a_sum_or_model_that_the_server_no_longer_has_changes_nothing() -> None:

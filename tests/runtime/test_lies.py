@@ -12,6 +12,7 @@ import pytest
 
 from fedseg.errors import ProtocolError, RosterError
 from fedseg.federation.exchange import (
+    Best,
     Enrolled,
     Finished,
     Instruction,
@@ -41,6 +42,7 @@ FIVE = {"a": 1.0, "b": 2.0, "c": -0.5, "d": 0.3, "e": 1.7}
 TALK = " (stop and talk to the coordinator: the server is broken, or lies)"
 OTHER = np.full(toy.SIZE, 0.25, np.float32)
 EVIL = model_hash(OTHER)
+SCORED = "rollback: {drop: 0.5}"
 Lies = Mapping[str, Callable[..., Any]]
 
 
@@ -141,6 +143,20 @@ def test_a_site_that_is_lied_to_about_a_round_refuses_and_keeps_its_model(lie: s
     assert [number for number, _ in outcome.history] == [1, 2]
     assert outcome.history[1][1] == ("b", "c", "d", "e")
     assert [kind for kind, _ in outcome.logs["a"].entries()].count("closed") == 0
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+
+
+def test_a_best_model_that_the_scores_do_not_give_is_refused(tmp_path: Path) -> None:
+    lies: Lies = {"poll": heads(lambda head: replace(head, best=Best(EVIL, 0.9)))}
+    study = told_lies(lies, of(more=SCORED), "a", score=lambda _: 0.5)
+    outcome = study.run()
+    assert str(study.errors.pop("a")) == (
+        "the server names another best model than the published scores give"
+        " (stop and talk to the coordinator: the server is broken, or lies)"
+    )
+    assert study.errors == {}
+    assert study.memories["a"].best() is None
+    assert [number for number, _ in outcome.history] == [1, 2]
     assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
 
 
@@ -312,10 +328,12 @@ def test_a_site_with_another_model_is_left_out_by_a_server_that_plays_by_the_rul
         np.testing.assert_array_equal(outcome.own[site], outcome.weights)
     # Its log shows the lie to whoever lays it beside another.
     model = outcome.archive.rounds()[-1].model_hash
-    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == [
+    headers, fetched = contradictions(tmp_path, study.manifest.study, outcome.logs)
+    assert headers == (
         f": the logs have different headers; model hash: {model[:16]} by server, site a, site c, site d, site e; "
         f"{EVIL[:16]} by site b"
-    ]
+    )
+    assert f"site b was given model {EVIL[:16]} as that of round 1, which ended with {model[:16]}" in fetched
 
 
 # Sites that lie.
@@ -354,7 +372,6 @@ BENT: dict[Callable[[RingVector], None], str] = {
     _length: "exceeds the clip 64: a contributor did not keep to it",
     _score: "the scores are not those of 5 contributors: one did not keep to the range",
 }
-SCORED = "rollback: {drop: 0.5}"
 
 
 def with_liar(manifest: Manifest, bend: Callable[[RingVector], None], rounds: int, *failures: Failure) -> Study:

@@ -493,6 +493,16 @@ def test_a_session_that_was_over_by_the_log_is_over_after_a_power_cut(step: str,
     assert audited(site, tmp_path / "log") == []
 
 
+def test_of_a_long_reason_the_log_keeps_the_beginning(tmp_path: Path) -> None:
+    site = Machine(session(5))
+    site.at_work.join(session(5))
+    site.at_work.end("very " * 10_000)
+    (body,) = site.of("aborted")
+    assert body["why"].startswith("very very ")
+    assert len(body["why"]) == 1000
+    assert audited(site, tmp_path / "log") == []
+
+
 def test_a_session_whose_sum_is_in_the_log_is_over_after_a_power_cut() -> None:
     header = session(3)
     site, played = Machine(header), Round(header)
@@ -623,6 +633,19 @@ def test_other_contributors_may_where_the_policy_says_so_and_it_is_logged(tmp_pa
     (reused,) = site.of("reused")
     assert (reused["u3"], reused["earlier_u3"]) == (list(NAMES[:4]), list(NAMES[:5]))
     assert audited(site, tmp_path / "log") == []
+
+
+def test_a_third_sum_is_held_against_each_of_the_two_before(tmp_path: Path) -> None:
+    site = Machine(session(5), may_reuse=True)
+    whole(site, session(5))
+    again(site, few=True)
+    again(site, few=False, number=6)
+    assert [(body["round"], body["earlier_round"]) for body in site.of("reused")] == [(5, 4), (6, 4), (6, 5)]
+    assert audited(site, tmp_path / "log") == []
+    # Where it is no longer allowed, the same as the last is not the same as all.
+    strict = Machine(session(5), memory=site.memory, log=site.log)
+    with pytest.raises(ProtocolError, match="round 7 would be a second sum over the model of round 5"):
+        again(strict, few=False, number=7)
 
 
 def test_a_power_cut_beside_the_record_of_a_reuse_leaves_one_record_and_one_signature(tmp_path: Path) -> None:

@@ -188,6 +188,14 @@ def test_an_attempt_without_a_sum_is_written_down_with_its_reason(tmp_path: Path
     assert told(bench, tmp_path / "log") == []
 
 
+def test_of_a_long_reason_the_log_keeps_the_beginning(tmp_path: Path) -> None:
+    bench = Bench(manifest())
+    bench.until(MASK)
+    bench.coordinator.pause("very " * 10_000)
+    assert len(of(bench.evidence, "aborted")[0]["why"]) == 1000
+    assert told(bench, tmp_path / "log") == []
+
+
 # Power cuts.
 
 

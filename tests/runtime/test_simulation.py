@@ -173,6 +173,8 @@ def scorers(targets: dict[str, float]) -> dict[str, toy.PullTrainer]:
 
 
 ROLLBACK = "rollback: {drop: 0.3}"
+NEAR = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.05, "e": 0.95}
+"""Targets so near to each other that the score of a model says how many rounds it has seen, whoever was away."""
 
 
 def test_secure_equals_plain_over_a_whole_study_with_losses_absences_and_a_rollback(tmp_path: Path) -> None:
@@ -186,14 +188,15 @@ def test_secure_equals_plain_over_a_whole_study_with_losses_absences_and_a_rollb
     plain: tuple[Failure, ...] = (("b", "upload", 2, 1), ("e", "upload", 3, 1))
     ends: list[Outcome] = []
     for mode, lost in (("secure", secure), ("plain", plain)):
-        study = with_absences(Study(of(FIVE, mode, 7, ROLLBACK), scorers(FIVE)), away, *lost)
+        study = with_absences(Study(of(NEAR, mode, 7, ROLLBACK), scorers(NEAR)), away, *lost)
+        study.may_reuse = True
         ends.append(study.run())
         assert study.errors == {}
         folder = tmp_path / mode
         folder.mkdir()
         assert contradictions(folder, study.manifest.study, ends[-1].logs) == []
-    everybody = tuple(FIVE)
-    without = {site: tuple(other for other in everybody if other != site) for site in FIVE}
+    everybody = tuple(NEAR)
+    without = {site: tuple(other for other in everybody if other != site) for site in NEAR}
     history = [without["d"], without["b"], without["e"], without["e"], everybody, without["d"], everybody]
     for end in ends:
         assert end.history == tuple(enumerate(history, 1))
@@ -216,9 +219,9 @@ def test_scores_that_collapse_bring_the_best_model_back_everywhere(
     mode: str, away: tuple[int, ...], restart: int | None, tmp_path: Path
 ) -> None:
     """Round 3 finds that the model of round 2 is worse than that of round 1, and so does round 5."""
-    sites = scorers(FIVE)
-    study = with_absences(Study(of(FIVE, mode, 5, ROLLBACK), sites), {"e": away})
-    pending = [restart]
+    sites = scorers(NEAR)
+    study = with_absences(Study(of(NEAR, mode, 5, ROLLBACK), sites), {"e": away})
+    study.may_reuse, pending = True, [restart]
 
     def start_again(number: int) -> None:
         if number in pending:
@@ -233,7 +236,27 @@ def test_scores_that_collapse_bring_the_best_model_back_everywhere(
     assert [row.next_model == first for row in rows] == [True, False, True, False, True]
     assert [row.model_hash == first for row in rows] == [False, True, False, True, False]
     assert [row.score for row in rows] == pytest.approx([0.5, 0.9, 0.2, 0.9, 0.2])
-    np.testing.assert_allclose(outcome.weights, 0.5 * np.mean([FIVE[site] for site in rows[0].contributors]), atol=1e-4)
+    np.testing.assert_allclose(outcome.weights, 0.5 * np.mean([NEAR[site] for site in rows[0].contributors]), atol=1e-4)
     same(outcome, outcome.weights)
     assert all(memory.best() == study.memories["a"].best() for memory in study.memories.values())
     assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+
+
+@pytest.mark.parametrize("may_reuse", [False, True])
+def test_after_a_rollback_other_contributors_than_before_need_the_policy(may_reuse: bool) -> None:
+    """Site e missed round 2, over the model of round 1, to which round 3 goes back; in round 4 it is there again."""
+    study = with_absences(Study(of(NEAR, "secure", 4, ROLLBACK), scorers(NEAR)), {"e": (2,)})
+    study.may_reuse = may_reuse
+    outcome = study.run()
+    contributors = dict(outcome.history)
+    assert contributors[2] == ("a", "b", "c", "d")
+    assert [number for number, _ in outcome.history] == ([1, 2, 3, 4] if may_reuse else [1, 2, 3])
+    reused = [body for kind, body in outcome.logs["a"].entries() if kind == "reused"]
+    if may_reuse:
+        assert study.errors == {}
+        assert [(body["round"], body["earlier_round"], body["u3"]) for body in reused] == [(4, 2, list(NEAR))]
+        return
+    assert reused == []
+    says = "would be a second sum over the model of round 2, of other contributors"
+    assert any(says in str(note) for site in NEAR for note in study.notes[site])
+    assert study.coordinator.reason == "fewer than 4 sites could finish round 6"

@@ -25,6 +25,7 @@ from fedseg.federation.exchange import (
 )
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.runtime import events
+from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.session import encoding_of
 from fedseg.runtime.simulation import SiteMemory
 from fedseg.secagg.messages import SessionHeader
@@ -125,6 +126,20 @@ def test_a_session_of_another_kind_is_refused_before_anything_is_sent(offered: S
     assert "nothing was sent" in why
     assert [kind for kind in link.kinds() if kind != "roster"] == ["model", "withdraw"]
     assert link.of("withdraw") == [(offered.sid0(), "refused")]
+    assert trainer.trained == []
+
+
+def test_no_round_is_trained_beyond_those_of_the_plan() -> None:
+    rounds = PLAIN.plan.schedule.rounds
+    evidence, trainer = MemoryEvidence(), toy.PullTrainer(1.0)
+    for number in range(1, rounds):
+        evidence.append("closed", {"round": number})
+    link, memory = patient(Join(header(), START), LinkError("enough"))
+    assert refused(link, memory=memory, evidence=evidence, trainer=trainer).what == "enough"
+    evidence.append("closed", {"round": rounds})
+    trainer.trained.clear()
+    why = left(Script(Join(header(number=rounds + 1), START)), evidence=evidence, trainer=trainer)
+    assert f"the server opens another round, though the {rounds} of the plan are closed" in why
     assert trainer.trained == []
 
 
@@ -424,3 +439,15 @@ def test_an_update_beyond_the_clip_is_shortened_and_said() -> None:
     assert 0 < said.relative_error < 1e-5
     mean = encoding_of(PLAIN).decode(link.of("upload")[0], [1])
     assert mean.norm == pytest.approx(64.0, rel=1e-4)
+
+
+def test_a_model_taken_on_the_servers_word_is_written_down_once_and_said() -> None:
+    other = np.full(toy.SIZE, 0.25, np.float32)
+    head = Head(model_hash(other), 3, "ab" * 32)
+    link, evidence = Script(Join(header(number=4, model=head.model_hash), head)), MemoryEvidence()
+    said: list[events.Event] = []
+    link.models[head.model_hash] = other
+    refused(link, evidence=evidence, notify=said.append)
+    fetched = {"round": 3, "base_model": "ab" * 32, "model": head.model_hash}
+    assert [body for kind, body in evidence.entries() if kind == "fetched"] == [fetched]
+    assert events.Taken(3) in said

@@ -15,7 +15,8 @@ INVITE = InviteRow("id-1", "leuven", b"certificate", expires_at=1000.0, used_at=
 SITE = SiteRow("leuven", "f" * 64, b"k" * 32)
 ROUND = RoundRow(
     round=2, attempt=1, state="closed", model_hash="a" * 64, contributors=("a", "b"), lost={"c": "withdrew (budget)"},
-    next_model="b" * 64, started_at=10.0, ended_at=20.5, bytes_received=2**40,
+    next_model="b" * 64, started_at=10.0, ended_at=20.5, bytes_received=2**40, session=bytes(range(32)),
+    signature=bytes(range(64)), relative_error=1 / 3, score=0.1 + 0.2,
 )  # fmt: skip
 
 
