@@ -88,6 +88,10 @@ def demo(
         row = json.loads(report)["sites"][0]
         kept = "intact" if row["ledger_intact"] else "BROKEN"
         screen.print(f"   {site}: ledger {kept}, epsilon {printed(row['epsilon'])} of {row['budget_epsilon']:g}")
+    screen.print("7. Do the logs of the server and the sites agree on who contributed to what?")
+    logs = [str(study), *(str(out / site / "state") for site in SITES)]
+    audit = json.loads(run.together([["audit", "verify", *logs, "--json"]])[0])
+    screen.print(f"   {len(audit['parties'])} logs, {len(audit['rounds'])} rounds: nothing contradicts")
     screen.print(f"Done in {time.monotonic() - began:.0f} s. Look at:")
     for path in (study / "model.safetensors", *(_page(out, site) for site in SITES), out / "privacy.html"):
         screen.print(f"  {path}", markup=False)

@@ -192,8 +192,7 @@ class Shared:
         survivors = _check_list(u2, tuple(self.u1), self, Phase.MASKED_INPUT)
         if set(incoming) != set(survivors) - {self.site}:
             raise _server_fault(Phase.MASKED_INPUT, "the envelopes are not exactly one from each other site of U2")
-        if x.dtype != np.uint32 or x.shape != (self.header.length,):
-            raise ProtocolError(f"an input is uint32[{self.header.length}], not {x.dtype} of {x.shape}")
+        _check_input(self.header, x)
         held = {peer: self._open(peer, incoming[peer]) for peer in survivors if peer != self.site}
         y = np.array(x, dtype=np.uint32)
         add_mask(y, self_mask_key(self.keys.seed, self.sid, self.site), 1)
@@ -315,13 +314,19 @@ def contribute(header: SessionHeader, identity: Identity, joined: Sequence[str],
 
     Raises:
         ProtocolError: The session is not one of this site's roster, or a secure one, in which nothing goes in the
-            clear.
+            clear; or an `x` of another type or shape.
     """
     identity.roster.check_header(header)
     if header.thresholds.secure:
         raise ProtocolError("this session is a secure one: nothing goes out in the clear")
+    _check_input(header, x)
     session = header.sid0()
     return MaskedInput.signed(session, identity, input_digest(session, identity.site, sorted(joined), x))
+
+
+def _check_input(header: SessionHeader, x: NDArray[np.uint32]) -> None:
+    if x.dtype != np.uint32 or x.shape != (header.length,):
+        raise ProtocolError(f"an input is uint32[{header.length}], not {x.dtype} of {x.shape}")
 
 
 def _server_fault(phase: Phase, reason: str) -> ProtocolError:

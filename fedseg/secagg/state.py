@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedseg.errors import ProtocolError
-from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares
+from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares, sid
 from fedseg.secagg.roster import Identity
 from fedseg.secagg.sealing import KEY_SIZE
 from fedseg.secagg.session import DOMAIN, HASH_SIZE, check_hash
@@ -112,19 +112,34 @@ def load(data: bytes, identity: Identity) -> State:
         last = Ended(reader.uint(4), reader.uint(1), reader.flag(), reader.raw(HASH_SIZE))
         reader.done()
         return last
+    if kind != Joined.__name__ and kind not in _LOADERS:
+        raise ProtocolError(f"there is no state of a session called {kind}")
     header = SessionHeader.from_bytes(reader.blob())
+    if header.roster != identity.roster.fingerprint:
+        return Ended(header.round, header.attempt, kind == Unmasked.__name__, header.sid0())
     if kind == Joined.__name__:
         reader.done()
         return Joined(header)
-    if kind not in _LOADERS:
-        raise ProtocolError(f"there is no state of a session called {kind}")
-    if header.roster != identity.roster.fingerprint:
-        return Ended(header.round, header.attempt, kind == Unmasked.__name__, header.sid0())
     state = _LOADERS[kind](reader, header, identity, reader.blob())
     reader.done()
     if state.message.site != identity.site:
         raise ProtocolError("this state of a session is another site's")
+    if dump(state) != data or not _fits(state):
+        raise ProtocolError("this state of a session is damaged: its parts do not fit each other")
     return state
+
+
+def _fits(state: Live) -> bool:
+    """Whether the site is in each list, each list within the one before, and a share held for each site of U2."""
+    match state:
+        case Shared():
+            return state.site in state.u1 and sid(state.header, list(state.u1.values())) == state.sid
+        case Masked():
+            return state.held.keys() == set(state.u2) and {state.site} <= set(state.u2) <= set(state.header.sites)
+        case Signed():
+            nested = {state.site} <= set(state.u3) <= set(state.u2) <= set(state.header.sites)
+            return state.held.keys() == set(state.u2) and nested
+    return True
 
 
 def _write(writer: Writer, state: Live) -> None:

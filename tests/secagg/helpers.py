@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from fedseg.secagg.aggregator import SecureAggregator
 from fedseg.secagg.encoding import Encoding
 from fedseg.secagg.messages import SessionHeader
-from fedseg.secagg.site import Advertised, Masked, Shared, advertise
+from fedseg.secagg.roster import Identity, Roster
+from fedseg.secagg.signing import public_half
+from fedseg.secagg.site import Advertised, Masked, Shared, Signed, Unmasked, advertise
 from fedseg.secagg.thresholds import Thresholds
 
 Vector = NDArray[np.uint32]
 NAMES = ("amiens", "brno", "cluj", "dakar", "essen", "fez", "ghent", "hanoi", "izmir", "jena")
+STUDY = "atlas"
+PLAN_HASH = bytes(range(32))
 
 
 def entropy(seed: object = 0) -> Callable[[int], bytes]:
@@ -30,21 +35,56 @@ def entropy(seed: object = 0) -> Callable[[int], bytes]:
     return draw
 
 
+@cache
+def key(party: str) -> bytes:
+    """The private Ed25519 key of a site, or of the "server"."""
+    return hashlib.sha256(f"protocol key of {party}".encode()).digest()
+
+
+def keys(n: int = 3, sites: Sequence[str] | None = None) -> dict[str, bytes]:
+    """The private keys of the first `n` names, or of `sites`."""
+    return {site: key(site) for site in (NAMES[:n] if sites is None else sites)}
+
+
+@cache
+def _roster(sites: tuple[str, ...], study: str, plan_hash: bytes) -> Roster:
+    public = {site: public_half(key(site)) for site in sites}
+    return Roster(study, plan_hash, public_half(key("server")), public)
+
+
+def roster(n: int = 3, sites: Sequence[str] | None = None, study: str = STUDY, plan_hash: bytes = PLAN_HASH) -> Roster:
+    """The public halves of `keys`, in a study."""
+    return _roster(tuple(NAMES[:n] if sites is None else sites), study, plan_hash)
+
+
+def roster_of(header: SessionHeader) -> Roster:
+    """The roster that `session` made the header for."""
+    return roster(sites=header.sites, study=header.study, plan_hash=header.plan_hash)
+
+
+def identity(site: str, header: SessionHeader | None = None) -> Identity:
+    """A site that has confirmed the roster of `header`; of three sites when left out."""
+    return Identity(site, key(site), roster() if header is None else roster_of(header))
+
+
 def session(
     n: int = 3, c: int | None = None, dimension: int = 5, accept_two: bool = False, **changes: object
 ) -> SessionHeader:
-    numbers = Thresholds.of(n, c, accept_two)
+    """A session of the roster of the first `n` names; any argument of `SessionHeader.of` can be another."""
     values: dict[str, object] = {
-        "study": "atlas",
-        "plan_hash": bytes(range(32)),
+        "study": STUDY,
+        "plan_hash": PLAN_HASH,
         "round": 4,
         "attempt": 1,
         "model_hash": bytes(range(32, 64)),
         "encoding": Encoding(n, 2.0, 10, dimension),
         "sites": NAMES[:n],
-        "thresholds": numbers,
-    }
-    return SessionHeader.of(**(values | changes))  # type: ignore[arg-type]
+        "thresholds": Thresholds.of(n, c, accept_two),
+    } | changes
+    if "roster" not in values:
+        pinned = {name: values[name] for name in ("sites", "study", "plan_hash")}
+        values["roster"] = roster(**pinned).fingerprint  # type: ignore[arg-type]
+    return SessionHeader.of(**values)  # type: ignore[arg-type]
 
 
 def inputs_of(header: SessionHeader, seed: int = 0) -> dict[str, Vector]:
@@ -58,10 +98,11 @@ def ring_sum(vectors: list[Vector]) -> Vector:
 
 
 def after_advertise(header: SessionHeader) -> tuple[SecureAggregator, dict[str, Advertised]]:
-    server, states = SecureAggregator(header), {}
+    """Every site has advertised; the server has closed nothing. The same in what follows."""
+    server, states = SecureAggregator(header, roster_of(header)), {}
     for site in header.sites:
-        states[site], message = advertise(header, site, entropy(site))
-        server.advertise(message)
+        states[site] = advertise(header, identity(site, header), entropy(site))
+        server.advertise(states[site].message)
     return server, states
 
 
@@ -70,19 +111,46 @@ def after_share(header: SessionHeader) -> tuple[SecureAggregator, dict[str, Shar
     u1 = server.close_advertise()
     shared = {}
     for site, state in states.items():
-        shared[site], envelopes = state.share_keys(u1, entropy(site + "/share"))
-        server.share(envelopes)
+        shared[site] = state.share_keys(u1, entropy(site + "/share"))
+        server.share(shared[site].message)
     return server, shared
 
 
 def after_mask(
-    header: SessionHeader, inputs: Mapping[str, Vector], lost: tuple[str, ...] = ()
+    header: SessionHeader, inputs: Mapping[str, Vector], lost: Sequence[str] = ()
 ) -> tuple[SecureAggregator, dict[str, Masked]]:
+    """The sites of `lost` share their keys and send no input."""
     server, states = after_share(header)
     u2 = server.close_share()
     masked = {}
     for site in u2:
         if site not in lost:
-            masked[site], message, y = states[site].mask(server.envelopes_for(site), u2, inputs[site])
-            server.mask(message, y)
+            masked[site], y = states[site].mask(server.envelopes_for(site), u2, inputs[site])
+            server.mask(masked[site].message, y)
     return server, masked
+
+
+def after_confirm(
+    header: SessionHeader, inputs: Mapping[str, Vector], lost: Sequence[str] = (), silent: Sequence[str] = ()
+) -> tuple[SecureAggregator, dict[str, Signed]]:
+    """The sites of `silent` are in the sum and sign nothing."""
+    server, states = after_mask(header, inputs, lost)
+    u3 = server.close_mask()
+    signed = {}
+    for site in u3:
+        if site not in silent:
+            signed[site] = states[site].confirm(u3)
+            server.consistency(signed[site].message)
+    return server, signed
+
+
+def after_unmask(
+    header: SessionHeader, inputs: Mapping[str, Vector], lost: Sequence[str] = (), silent: Sequence[str] = ()
+) -> tuple[SecureAggregator, dict[str, Unmasked]]:
+    server, states = after_confirm(header, inputs, lost, silent)
+    signatures = server.close_consistency()
+    unmasked = {}
+    for site, state in states.items():
+        unmasked[site] = state.unmask(signatures)
+        server.shares(unmasked[site].message)
+    return server, unmasked

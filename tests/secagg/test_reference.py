@@ -1,31 +1,39 @@
-"""The whole protocol: who is lost when, and what comes out."""
+"""The whole protocol in one call: who is lost when, and what comes out. Every loss at n = 3 to 6: `test_dropouts`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations_with_replacement, product
+from itertools import product
 
 import numpy as np
 import pytest
 
 from fedseg.errors import BelowQuorum
-from fedseg.secagg.aggregator import PlainAggregator, plain_input
+from fedseg.secagg.aggregator import PlainAggregator
 from fedseg.secagg.encoding import Encoding, rounding_seed
 from fedseg.secagg.messages import Phase, SessionHeader
 from fedseg.secagg.reference import aggregate
+from fedseg.secagg.site import contribute
 from fedseg.secagg.thresholds import Thresholds
 
-from .helpers import NAMES, entropy, inputs_of, ring_sum, session
+from .helpers import NAMES, Vector, entropy, identity, inputs_of, keys, ring_sum, roster_of, session
 
-STEPS = (Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.MASKED_INPUT, Phase.UNMASKING)
+STEPS = (Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.MASKED_INPUT, Phase.CONSISTENCY, Phase.UNMASKING)
 LOSSES = (*STEPS, None)
+
+
+def summed(
+    header: SessionHeader, inputs: Mapping[str, Vector], lost_at: Mapping[str, Phase] | None = None
+) -> tuple[Vector, tuple[str, ...]]:
+    private = keys(sites=header.sites)
+    return aggregate(header, roster_of(header), private, inputs, entropy(header.sid0()), lost_at)
 
 
 def expected_end(header: SessionHeader, lost_at: Mapping[str, Phase]) -> tuple[Phase | None, tuple[str, ...]]:
     """By counting alone: the phase that fails, or None with U3."""
     left = {site: STEPS.index(lost_at[site]) if site in lost_at else len(STEPS) for site in header.sites}
     for place, phase in enumerate(STEPS):
-        needed = header.t if phase is Phase.UNMASKING else max(header.t, header.m)
+        needed = header.t if phase in (Phase.CONSISTENCY, Phase.UNMASKING) else max(header.t, header.m)
         if sum(last > place for last in left.values()) < needed:
             return phase, ()
     return None, tuple(site for site, last in left.items() if last > STEPS.index(Phase.MASKED_INPUT))
@@ -35,37 +43,30 @@ def check(header: SessionHeader, lost_at: Mapping[str, Phase]) -> bool:
     inputs = inputs_of(header)
     failing, survivors = expected_end(header, lost_at)
     if failing is None:
-        total, u3 = aggregate(header, inputs, entropy(header.sid0()), lost_at)
+        total, u3 = summed(header, inputs, lost_at)
         assert u3 == survivors
         np.testing.assert_array_equal(total, ring_sum([inputs[site] for site in survivors]))
     else:
         with pytest.raises(BelowQuorum, match=f"finished {failing}") as caught:
-            aggregate(header, inputs, entropy(header.sid0()), lost_at)
+            summed(header, inputs, lost_at)
         assert caught.value.exit_code == 3
     return failing is None
 
 
-def losses(sites: tuple[str, ...], phases: tuple[Phase | None, ...]) -> dict[str, Phase]:
-    return {site: phase for site, phase in zip(sites, phases, strict=True) if phase is not None}
+@pytest.mark.parametrize(("c", "accept_two", "sums"), [(0, False, 7), (0, True, 16), (1, False, 1)])
+def test_every_dropout_at_every_phase(c: int, accept_two: bool, sums: int) -> None:
+    """`sums` counts the histories that end in a sum, by hand; the others end in BelowQuorum.
 
-
-@pytest.mark.parametrize(
-    ("n", "c", "accept_two", "sums"),
-    [(3, None, False, 4), (3, None, True, 13), (4, None, False, 17), (4, 2, False, 1)],
-)
-def test_every_dropout_at_every_phase(n: int, c: int | None, accept_two: bool, sums: int) -> None:
-    """`sums` counts the histories that end in a sum, by hand; the others end in BelowQuorum."""
-    header = session(n, c, dimension=3, accept_two=accept_two)
-    finished = [check(header, losses(header.sites, phases)) for phases in product(LOSSES, repeat=n)]
-    assert (len(finished), sum(finished)) == (5**n, sums)
-
-
-@pytest.mark.parametrize("n", [5, 6])
-def test_dropouts_of_larger_rosters_up_to_the_names(n: int) -> None:
-    """Every number of losses at every phase; which sites those are rotates."""
-    header = session(n, dimension=3)
-    for turn, phases in enumerate(combinations_with_replacement(LOSSES, n)):
-        check(header, losses(header.sites[turn % n :] + header.sites[: turn % n], phases))
+    With m = 3 all must send an input, and two of them (t = 2) must answer to the end: 1 + 3 * 2. With m = 2 any two
+    must answer to the end: 1 + 3 * 5.
+    """
+    header = session(3, c, dimension=3, accept_two=accept_two)
+    histories = [
+        {site: phase for site, phase in zip(header.sites, phases, strict=True) if phase is not None}
+        for phases in product(LOSSES, repeat=3)
+    ]
+    finished = [check(header, lost_at) for lost_at in histories]
+    assert (len(finished), sum(finished)) == (6**3, sums)
 
 
 def test_a_dropout_before_share_keys_and_an_even_number_of_answers() -> None:
@@ -76,52 +77,61 @@ def test_a_dropout_before_share_keys_and_an_even_number_of_answers() -> None:
     assert check(header, lost_at)
 
 
+def test_a_contributor_that_signs_nothing_is_still_in_the_sum() -> None:
+    header = session(5)
+    total, u3 = summed(header, inputs_of(header), {"amiens": Phase.CONSISTENCY})
+    assert u3 == header.sites
+    np.testing.assert_array_equal(total, ring_sum(list(inputs_of(header).values())))
+
+
 def test_a_site_that_never_comes_is_a_dropout() -> None:
     header = session(5)
     inputs = inputs_of(header)
     del inputs["cluj"]
-    total, u3 = aggregate(header, inputs, entropy())
+    total, u3 = summed(header, inputs)
     assert u3 == ("amiens", "brno", "dakar", "essen")
     np.testing.assert_array_equal(total, ring_sum(list(inputs.values())))
 
 
 def test_below_quorum_names_who_is_missing() -> None:
     with pytest.raises(BelowQuorum) as caught:
-        aggregate(session(), inputs_of(session()), entropy(), {"brno": Phase.MASKED_INPUT})
+        summed(session(), inputs_of(session()), {"brno": Phase.MASKED_INPUT})
     assert str(caught.value) == (
         "round 4, attempt 1: 2 of 3 sites finished MaskedInputCollection, 3 are needed (missing: brno)"
     )
 
 
+@pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize(("n", "lost"), [(3, ()), (5, ("dakar",)), (10, ("amiens", "essen", "jena"))])
-def test_secure_and_plain_are_one_model_bit_for_bit(n: int, lost: tuple[str, ...]) -> None:
-    code = Encoding(n, 1.5, 4, 70_000)
+def test_secure_and_plain_are_one_model_bit_for_bit(n: int, lost: tuple[str, ...], scored: bool) -> None:
+    code = Encoding(n, 1.5, 4, 70_000, scored)
     header = session(n, encoding=code)
     draw = np.random.default_rng(n)
-    inputs = {
-        site: code.encode(
-            draw.normal(size=code.dimension).astype(np.float32), 1 + place % 4, rounding_seed(7, 1, site)
-        ).vector
-        for place, site in enumerate(header.sites)
-    }
-    total, u3 = aggregate(header, inputs, entropy(), dict.fromkeys(lost, Phase.MASKED_INPUT))
-    plain = PlainAggregator(header)
+    weights = {site: 1 + place % 4 for place, site in enumerate(header.sites)}
+    inputs = {}
+    for site, weight in weights.items():
+        update = draw.normal(size=code.dimension).astype(np.float32)
+        inputs[site] = code.encode(update, weight, rounding_seed(7, 1, site), 0.5 if scored else None).vector
+    total, u3 = summed(header, inputs, dict.fromkeys(lost, Phase.MASKED_INPUT))
+    plain = PlainAggregator(session(n, encoding=code, thresholds=Thresholds.plain(n, n - len(lost))), roster_of(header))
     for site in header.sites:
         plain.join(site)
     joined = plain.close_join()
     for site in reversed(joined):
         if site not in lost:
-            assert plain.mask(plain_input(header, site, joined, inputs[site]), inputs[site])
+            message = contribute(plain.header, identity(site, header), joined, inputs[site])
+            assert plain.mask(message, inputs[site])
     assert plain.close_mask() == u3 == tuple(site for site in NAMES[:n] if site not in lost)
     assert plain.close_unmask().tobytes() == total.tobytes()
-    mean, weight = code.decode(total, len(u3))
-    assert weight == sum(1 + place % 4 for place, site in enumerate(header.sites) if site not in lost)
-    assert np.isfinite(mean).all()
+    mean = code.decode(total, [weights[site] for site in u3])
+    assert mean.weight == sum(weights[site] for site in header.sites if site not in lost)
+    assert np.isfinite(mean.update).all()
+    assert (mean.score, mean.scorers) == ((0.5, len(u3)) if scored else (None, 0))
 
 
 def test_thirty_sites_of_which_ten_are_lost() -> None:
     sites = [f"site{place:02}" for place in range(30)]
     header = session(sites=sites, encoding=Encoding(30, 1.0, 1, 4), thresholds=Thresholds.of(30))
-    lost_at = {site: STEPS[place % 4] for place, site in enumerate(sites[:10])}
+    lost_at = {site: STEPS[place % 5] for place, site in enumerate(sites[:10])}
     assert check(header, lost_at)
     assert not check(header, {**lost_at, "site20": Phase.UNMASKING})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ from fedseg.errors import ProtocolError
 from fedseg.secagg.recovery import MAX_TRIES, reconstruct
 from fedseg.secagg.shamir import PRIME, Share, combine, split
 
+from . import textbook
 from .helpers import entropy
 
 SECRET = bytes(range(32))
@@ -36,9 +38,54 @@ def test_any_t_shares_in_any_order_give_the_secret_back(secret: bytes, t: int, d
     assert [share.index for share in shares] == list(range(1, n + 1))
 
 
+def of_numbers(*coefficients: int) -> Callable[[int], bytes]:
+    left = list(coefficients)
+    return lambda size: left.pop(0).to_bytes(size, "big")
+
+
+@pytest.mark.parametrize(
+    ("secret", "coefficients", "values"),
+    [
+        (5, (7, 11), [23, 63, 125, 209]),
+        (5, (PRIME + 7, 3 * PRIME + 11), [23, 63, 125, 209]),
+        (9, (PRIME - 1,), [8, 7, 6, 5]),
+        (1, (PRIME - 1, 0, 1), [1, 7, 25, 61]),
+        (0, (1,), [1, 2, 3, 4]),
+        (2, (PRIME - 3,), [PRIME - 1, PRIME - 4, PRIME - 7, PRIME - 10]),
+    ],
+)
+def test_a_polynomial_by_hand(secret: int, coefficients: tuple[int, ...], values: list[int]) -> None:
+    """5 + 7x + 11x^2 is 23, 63, 125, 209; then the same of larger draws; 9 - x; 1 - x + x^3; x; 2 - 3x."""
+    t, data = len(coefficients) + 1, secret.to_bytes(32, "big")
+    shares = split(data, t, 4, of_numbers(*coefficients))
+    assert shares == tuple(Share(place + 1, value) for place, value in enumerate(values))
+    assert all(combine(chosen, t) == data for chosen in combinations(shares, t))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(min_size=32, max_size=32), st.integers(2, 8), st.data())
+def test_shares_are_those_of_another_implementation(secret: bytes, t: int, data: st.DataObject) -> None:
+    drawn = [data.draw(st.binary(min_size=48, max_size=48)) for _ in range(t - 1)]
+    left, n = list(drawn), t + 2
+    shares = split(secret, t, n, lambda _: left.pop(0))
+    assert {share.index: share.to_bytes() for share in shares} == textbook.shamir_split(secret, drawn, n)
+    assert textbook.shamir_combine(share.to_bytes() for share in shares[-t:]) == secret
+
+
 @pytest.mark.parametrize("secret", [bytes(32), b"\xff" * 32])
 def test_the_ends_of_the_range_survive(secret: bytes) -> None:
     assert combine(split(secret, 3, 4, entropy())[1:], 3) == secret
+
+
+def test_the_most_holders_that_two_bytes_of_index_can_tell_apart() -> None:
+    shares = split(SECRET, 2, 65_535, entropy())
+    assert combine([shares[0], shares[-1]], 2) == SECRET
+    assert Share.from_bytes(shares[-1].to_bytes()).index == 65_535
+    with pytest.raises(ProtocolError, match="cannot share among 65536 with threshold 2"):
+        split(SECRET, 2, 65_536, entropy())
+    for index in (0, 65_536):
+        with pytest.raises(ProtocolError, match="out of range"):
+            Share(index, 1)
 
 
 def test_fewer_than_t_shares_fit_every_secret() -> None:
@@ -72,6 +119,9 @@ def test_wrong_combining_is_refused() -> None:
         combine([shares[0], shares[0], shares[1]], 3)
     with pytest.raises(ProtocolError, match="threshold 1"):
         combine(shares, 1)
+    beyond = Share(1, 2**256), Share(2, 2**256)
+    with pytest.raises(ProtocolError, match="the shares do not belong together"):
+        combine(beyond, 2)
 
 
 def test_shares_are_fixed_width_canonical_and_keep_their_value_out_of_reprs() -> None:

@@ -27,6 +27,7 @@ def test_every_possible_roster_has_possible_thresholds() -> None:
 @pytest.mark.parametrize(
     ("n", "c", "message"),
     [
+        (0, None, "needs at least 3 sites, this study has 0"),
         (1, None, "needs at least 3 sites, this study has 1"),
         (2, None, "needs at least 3 sites, this study has 2"),
         (101, None, "at most 100 sites, this study has 101"),
@@ -61,6 +62,16 @@ def test_plain_mode_shares_nothing_and_needs_its_quorum() -> None:
         Thresholds.plain(2, 3)
     with pytest.raises(PlanError, match="a plain sum takes 1 to 10000 sites, not 0"):
         Thresholds.plain(0, 0)
+    with pytest.raises(PlanError, match="quorum 2 is impossible with 3 sites"):
+        Thresholds(3, 1, 0, 2)
+    for n in (1, 10_000):
+        assert Thresholds.plain(n, n).quorum == n
+
+
+@pytest.mark.parametrize("numbers", [(2, 0, 2, 3), (101, 33, 68, 35)])
+def test_sizes_of_rosters_hold_for_numbers_off_the_wire_too(numbers: tuple[int, int, int, int]) -> None:
+    with pytest.raises(PlanError, match="sites, this study has"):
+        Thresholds(*numbers)
 
 
 def test_a_plan_may_ask_for_more_contributors_but_never_for_fewer() -> None:
