@@ -33,7 +33,14 @@ def _site_name(name: str) -> str:
     return name
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only printable characters, on one line")
+    return text
+
+
 SiteName = Annotated[str, AfterValidator(_site_name)]
+Printable = AfterValidator(_printable)
 PositiveInt = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=8, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -141,7 +148,7 @@ class Aggregation(Section):
     collusion: Annotated[int, Field(ge=0)] | None = None
     ring: Literal[32] = 32
     clip: PositiveFloat = 64.0
-    accept_two_contributors: Annotated[str, Field(min_length=20)] | None = None
+    accept_two_contributors: Annotated[str, Field(min_length=20, max_length=1000), Printable] | None = None
 
 
 class Schedule(Section):
@@ -173,7 +180,7 @@ class Site(Section):
 class StudyPlan(Section):
     """A study plan as its coordinator writes it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100), Printable]
     task: Literal["feta", "brain_mask"] = "feta"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     image: Image = Image()
@@ -306,9 +313,10 @@ class Manifest(Section):
             manifest = cls.model_validate_json(data)
         except ValidationError as failure:
             first = failure.errors()[0]
-            at = ".".join(str(part) for part in first["loc"])
+            # The names of fields are the server's words: nothing in them may move a cursor.
+            at = ascii(".".join(str(part) for part in first["loc"]))[1:-1][:100]
             raise PlanError(
-                f"the study's manifest cannot be read: {at}: {first['msg']}", hint="use the coordinator's version"
+                f"the study's manifest cannot be read: {at}: {first['msg'][:200]}", hint="use the coordinator's version"
             ) from None
         if manifest.to_json() != data:
             raise PlanError("the study's manifest is not in canonical form")

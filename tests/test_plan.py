@@ -328,7 +328,7 @@ def test_the_plan_hash_forgets_how_the_plan_was_written(sites: list[str], spelle
     assert both[0] == both[1]
 
 
-@given(st.integers(0, 2**63 - 1), st.floats(1e-6, 1e3), st.text(min_size=1, max_size=100))
+@given(st.integers(0, 2**63 - 1), st.floats(1e-6, 1e3), st.text(min_size=1, max_size=100).filter(str.isprintable))
 def test_a_manifest_survives_its_own_json(seed: int, rate: float, name: str) -> None:
     plan = toy.plan().content
     training = plan.training.model_copy(update={"learning_rate": rate})

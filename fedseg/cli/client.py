@@ -196,7 +196,7 @@ def _first_time(
 def _agree(folder: SiteFolder, member: Membership) -> Manifest:
     """The server's manifest, accepted by the hospital's policy and equal to what was accepted before."""
     from fedseg.plan import Manifest
-    from fedseg.runtime.study import check_manifest
+    from fedseg.runtime.resolution import check_manifest
 
     with folder.connect() as remote:
         manifest = Manifest.from_json(remote.manifest())
@@ -288,6 +288,7 @@ def _take_part(
     scored = prepare_validation(dataset, plan, folder.cache, prepared)
     policy = load_policy(folder.membership.policy, "this hospital's policy").content
     charger = _charger(folder, manifest, policy, sorted(subjects), screen) if plan.private else None
+    folder.clean_up()
     with folder.connect(manifest) as link, folder.open_audit(manifest.study) as evidence:
         runner = SiteRunner(
             identity,

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 def consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool) -> None:
     """Show what will happen, and ask."""
     from rich.table import Table
+    from rich.text import Text
 
     from fedseg.cli.screen import err
     from fedseg.cli.study import privacy_line
     from fedseg.imaging.bids import SPLITS
 
     plan = manifest.plan
-    table = Table(show_header=False, box=None, title=f"Study: {plan.name}", title_justify="left")
+    table = Table(show_header=False, box=None, title=Text(f"Study: {plan.name}"), title_justify="left")
     counts = {split: len(dataset.subjects(split)) for split in SPLITS}
     for what, value in {
         "plan hash": manifest.plan_hash,
@@ -39,7 +40,8 @@ def consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool)
         "leaves here": _leaving_line(manifest),
         "ledger": member.ledger if plan.private else "none: privacy is off",
     }.items():
-        table.add_row(what, value)
+        # Text, not markup: what a plan says is the coordinator's.
+        table.add_row(what, Text(value))
     err.print(table)
     if manifest.quorum == 2 and plan.aggregation.mode == "secure":
         err.print("A round may end with two contributors, who could each read the other's update.")

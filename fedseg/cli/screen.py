@@ -65,7 +65,7 @@ LINES: dict[type, Callable[[Any], str]] = {
     ),
     events.Encoded: _encoded,
     events.Taken: lambda event: (
-        f"round {event.round} closed without this site, which takes its model on the server's word; "
+        f"round {event.round} closed without this site, which takes what it made on the server's word; "
         "fedseg audit verify compares it with the other parties' logs"
     ),
     events.Note: lambda event: event.text,

@@ -7,7 +7,7 @@ What a liar can do. In a masked sum nobody sees one site's score, and only the s
 contributors at most, a mean from 0 to 1): one liar can set the mean to anything in that range, so it can force a
 rollback in any round, or hide a collapse. Where the server checks every upload by itself (plain mode), it moves the
 mean by 1 / scorers at most: a `drop` above that can't be forced by one. A forced rollback costs the rounds since the
-best model and is published; it never brings a model that was not the study's own.
+best model and is published; it brings no model that was not the study's own.
 """
 
 from __future__ import annotations

@@ -188,8 +188,9 @@ class RemoteStudy:
         details = (error.details() or "") if isinstance(error, grpc.Call) else ""
         refusal = REFUSALS.get(code) if code is not None else None
         if refusal is not None:
-            what, _, hint = details.partition("\n")
-            return refusal(codec.screen_text(what), where=self._address, hint=codec.screen_text(hint) or None)
+            # Another's words are shown as such, on one line: advice in fedseg's own voice would be believed.
+            said = codec.screen_text("; ".join(details.splitlines()))
+            return refusal(f"the server says: {said}", where=self._address)
         if BUSY in details:
             return Unreachable("the server is busy", where=self._address, hint="try again later")
         explained = explain(error, self._address, cert_pem=self._identity.cert_pem, now=time.time())

@@ -15,7 +15,8 @@ from fedseg.imaging.transforms import Prepared
 from fedseg.plan import Manifest, StudyPlan
 from fedseg.runtime.model_file import write_model
 from fedseg.runtime.preparation import first_weights, layout_of, make_trainer, prepare_training, training_data
-from fedseg.runtime.study import DiskArchive, StudyFolder, resolve
+from fedseg.runtime.resolution import resolve
+from fedseg.runtime.study import DiskArchive, StudyFolder
 
 OnRound = Callable[[int, int], None]
 """Called with (rounds done, rounds in all)."""

@@ -17,7 +17,7 @@ from fedseg.runtime.audit_evidence import Finding
 from fedseg.runtime.audit_history import Closing, History
 from fedseg.runtime.audit_steps import Attempt, Vote, listed
 from fedseg.secagg.session import SessionHeader
-from fedseg.store.audit_records import Confirmed, Unmask
+from fedseg.store.audit_records import Believed, Confirmed, Unmask
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -49,6 +49,7 @@ def compare(histories: Sequence[History]) -> list[Finding]:
         _different_closes,
         _broken_chain,
         _fetched_others,
+        _believed_others,
         _cut_sites,
         _cut_server,
     )
@@ -206,17 +207,40 @@ def _fetched_others(histories: Sequence[History]) -> Iterator[Finding]:
             yield Finding("", history.log.path, what, TOLD)
 
 
+def _believed_others(histories: Sequence[History]) -> Iterator[Finding]:
+    """Best models that a site took on the server's word, and that no round has scored so."""
+    if any(each.is_server and not each.log.broken for each in histories):
+        for history, taken in _unscored(histories):
+            what = (
+                f"{history.party} was told that model {taken.model[:16]} was the best so far, with {taken.score:.3f}; "
+                "no round in the server's log has scored it so"
+            )
+            yield Finding("", history.log.path, what, TOLD)
+
+
+def _unscored(histories: Sequence[History]) -> Iterator[tuple[History, Believed]]:
+    scored = {(closing.body.base_model, closing.body.score) for each in histories for closing in each.closings}
+    for history in histories:
+        yield from ((history, taken) for taken in history.believed if (taken.model, taken.score) not in scored)
+
+
 def unproven(histories: Sequence[History]) -> Iterator[str]:
-    """Models that a site took on the server's word, where no log here shows the round that made them."""
+    """What sites took on the server's word, where no log here shows the round that would bear it out."""
+    if any(each.is_server and not each.log.broken for each in histories):
+        return
     closings = {closing.body.round for each in histories for closing in each.closings}
-    whole = any(each.is_server and not each.log.broken for each in histories)
     for history in histories:
         for taken in history.fetched:
-            if taken.round not in closings and not whole:
+            if taken.round not in closings:
                 yield (
                     f"{history.party} took model {taken.model[:16]}, said to be that of round {taken.round}, on the "
                     "server's word: no log here shows the sum that made it"
                 )
+    for history, best in _unscored(histories):
+        yield (
+            f"{history.party} took model {best.model[:16]} for the best so far on the server's word: no log here shows "
+            "the round that scored it"
+        )
 
 
 def _cut_sites(histories: Sequence[History]) -> Iterator[Finding]:

@@ -23,7 +23,18 @@ from fedseg.runtime.audit_steps import (
 from fedseg.secagg import signing
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
-from fedseg.store.audit_records import Begin, Closed, Confirmed, Fetched, Opened, Repair, Reused, RosterPinned, Unmask
+from fedseg.store.audit_records import (
+    Begin,
+    Believed,
+    Closed,
+    Confirmed,
+    Fetched,
+    Opened,
+    Repair,
+    Reused,
+    RosterPinned,
+    Unmask,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class History:
         closings: Closed rounds, validly signed.
         reused: Second sums over one model.
         fetched: Models taken on the server's word.
+        believed: Best models so far, taken on the server's word.
     """
 
     def __init__(self, log: Log) -> None:
@@ -67,6 +79,7 @@ class History:
         self.closings: list[Closing] = []
         self.reused: list[Reused] = []
         self.fetched: list[Fetched] = []
+        self.believed: list[Believed] = []
         self._refused: set[str] = set()
         self._where = log.path
         for entry in log.entries:
@@ -110,12 +123,18 @@ class History:
                 self._close(body)
             case Reused() as body:
                 self.reused.append(body)
-            case Fetched() as body:
-                self.fetched.append(body)
+            case Fetched() | Believed() as body:
+                self._take(body)
             case Repair():
                 self.notes.append(f"{self._where}: a crash had cut a record short; it never counted")
             case body:
                 self._step(body)
+
+    def _take(self, body: Fetched | Believed) -> None:
+        if isinstance(body, Fetched):
+            self.fetched.append(body)
+        else:
+            self.believed.append(body)
 
     def _wrong(self, problems: Iterable[str], proves: str | None = None) -> None:
         blame = f"{self.party} signed this itself: it did not keep to the protocol, or its software does not"
@@ -231,6 +250,9 @@ class History:
         if last is not None and body.round <= last.round:
             yield "it is closed a second time" if body.round == last.round else f"it is closed after round {last.round}"
         yield from self._follows(body.round, body.base_model, "its close starts")
+        earlier = {each.body.base_model for each in self.closings} | {each.model for each in self.believed}
+        if body.rolled_back and body.next_model not in earlier:
+            yield f"it goes back to model {body.next_model[:16]}, from which no round before it started"
 
     def _attempt_problems(self, body: Closed, attempt: Attempt) -> Iterator[str]:
         yield from order_problems(attempt, body, self.begin.role, True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 
@@ -140,7 +141,7 @@ class Coordinator:
 
     def pause(self, reason: str) -> None:
         """Stop for now: every site that asks is told so. The attempt under way is abandoned."""
-        with self._changed:
+        with self._changed, self._kept_or_paused():
             if self._state is StudyState.COMPLETE:
                 return
             if self._attempt is not None:
@@ -249,7 +250,8 @@ class Coordinator:
                 self._lose(attempt, site, f"withdrew ({reason})")
                 if reason == "budget" and self._manifest.plan.private:
                     self._spent.add(site)
-                    self._end_on_budget()
+                    with self._kept_or_paused():
+                        self._end_on_budget()
                 self._advance()
 
     def claim(self, site: str, claim: LedgerClaim) -> None:
@@ -283,10 +285,15 @@ class Coordinator:
         self._end_if_over()
 
     def _advance(self) -> None:
-        try:
+        with self._kept_or_paused():
             self._move()
+
+    @contextmanager
+    def _kept_or_paused(self) -> Iterator[None]:
+        """What cannot be kept must not be heard of: nothing goes on before the disk is mended."""
+        try:
+            yield
         except (StorageError, LedgerError) as error:
-            # What cannot be kept must not be heard of: nothing goes on before the disk is mended.
             self._attempt, self._state, self._reason = None, StudyState.PAUSED, str(error)
             self._changed.notify_all()
 

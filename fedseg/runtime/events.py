@@ -109,7 +109,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Taken:
-    """A round closed without this site, which takes its model on the server's word."""
+    """A round closed without this site, which takes its model, or which was best, on the server's word."""
 
     round: int
 

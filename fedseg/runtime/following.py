@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from fedseg.runtime.session import encoding_of
 from fedseg.secagg.signing import verify
 
 T = TypeVar("T")
+ROUNDS = ("closed", "fetched", "believed")
 TALK = "stop and talk to the coordinator: the server is broken, or lies"
 OTHER_BEST = "the server names another best model than the published scores give"
 
@@ -92,6 +93,11 @@ class Follower:
 
     def _check_head(self, head: Head, part: Participation) -> None:
         """Refuse a history other than the one that this site was part of."""
+        newest = max((body["round"] for kind, body in self._evidence.entries() if kind in ROUNDS), default=0)
+        if head.closed_round < newest:
+            raise ProtocolError(
+                f"the server's newest round is {head.closed_round}, this site knows of round {newest}", hint=TALK
+            )
         if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
             raise ProtocolError("the study's first model is not the one that the plan names")
         if head.best is not None and not (self._encoding.scored and head.closed_round):
@@ -110,19 +116,30 @@ class Follower:
         part.end("the study went on without this site")
         if head.closed_round:
             said = {"round": head.closed_round, "base_model": head.base_model, "model": head.model_hash}
-            if ("fetched", said) not in self._evidence.entries():
-                self._evidence.append("fetched", said)
-            self._notify(events.Taken(head.closed_round))
+            self._take("fetched", said, head)
         weights = self._fetch(head.model_hash, "fetching the model")
-        self._keep_best(head.best)
+        self._believe(head)
         return weights
+
+    def _take(self, kind: str, said: Mapping[str, object], head: Head) -> None:
+        """Write down and say what is taken on the server's word."""
+        if (kind, said) not in self._evidence.entries():
+            self._evidence.append(kind, said)
+        self._notify(events.Taken(head.closed_round))
+
+    def _believe(self, head: Head) -> None:
+        """The best model so far, of rounds that this site missed: the server's word, or nothing to roll back to."""
+        if head.best is not None and head.best != self._best:
+            best = {"model": head.best.model_hash, "score": head.best.score}
+            self._take("believed", {"round": head.closed_round, **best}, head)
+        self._keep_best(head.best)
 
     def _follow_best(self, head: Head) -> None:
         """Take the server's word for the best model only where a round that this site missed has brought it back."""
         closed = [body["round"] for kind, body in self._evidence.entries() if kind == "closed"]
         if head.best != self._best and head.closed_round in closed:
             raise ProtocolError(OTHER_BEST, hint=TALK)
-        self._keep_best(head.best)
+        self._believe(head)
 
     def _keep_best(self, best: Best | None) -> None:
         if best is not None and best != self._best:
@@ -187,6 +204,27 @@ class Follower:
             raise ProtocolError(f"the server names model {named} where its own sum gives {made}", hint=TALK)
         if closing.best != head.best:
             raise ProtocolError(OTHER_BEST, hint=TALK)
+
+    def check_history(self, history: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        """Refuse a list of closed rounds that the plan, or what this site saw itself, contradicts.
+
+        Raises:
+            ProtocolError: It does.
+        """
+        plan, numbers = self._manifest.plan, [number for number, _ in history]
+        own = {
+            body["round"]: tuple(body["contributors"]) for kind, body in self._evidence.entries() if kind == "closed"
+        }
+        possible = (
+            numbers == sorted(set(numbers))
+            and len(numbers) <= plan.schedule.rounds
+            and all(set(sites) <= set(plan.sites) and len(sites) >= self._manifest.quorum for _, sites in history)
+            and own.items() <= dict(history).items()
+        )
+        if not possible:
+            raise ProtocolError(
+                "the server tells of other rounds than this site has seen, or the plan allows", hint=TALK
+            )
 
     def _transfer(self, what: str) -> Callable[[int, int], None]:
         return lambda done, size: self._notify(events.Transfer(what, done, size))

@@ -17,7 +17,7 @@ from fedseg.runtime.ports import Entropy, Evidence, SessionMemory
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares
 from fedseg.secagg.roster import Identity
 from fedseg.secagg.site import Advertised, Masked, Shared, Signed, Unmasked, advertise, contribute
-from fedseg.secagg.state import Ended, Joined, State, dump, ended, load, may_join
+from fedseg.secagg.state import Ended, Joined, State, dump, end_of, ended, load, may_join, session_of
 
 Before = TypeVar("Before", Advertised, Shared, Masked, Signed)
 After = TypeVar("After", Shared, Masked, Signed, Unmasked)
@@ -50,11 +50,26 @@ class Participation:
         for kind, body in evidence.entries():
             self._note(kind, body)
         kept = memory.session()
-        self._state: State | None = None if kept is None else load(kept, identity)
+        self._state: State | None = self._forward(None if kept is None else load(kept, identity))
         if self._is_over():
             # Of another roster, or over by the log when the machine stopped: what was written down of it goes now.
             self._erase()
         self._witness()
+
+    def _forward(self, state: State | None) -> State | None:
+        """The state, unless the log has gone past it: then it was set back or lost, and its session is over.
+
+        A state is written down before the log says so, but for step 5: what the log has and the state lacks was said.
+        """
+        if not self._headers:
+            return state
+        newest = next(reversed(self._headers))
+        steps = [kind for kind in _AFTER if (kind, newest) in self._logged]
+        current = None if state is None else session_of(state).hex()
+        behind = current == newest and any(isinstance(state, _AFTER[kind]) for kind in steps)
+        if not behind and (current == newest or (current is not None and current not in self._headers)):
+            return state
+        return end_of(self._headers[newest], answered="unmask" in steps)
 
     @property
     def header(self) -> SessionHeader | None:
@@ -81,9 +96,9 @@ class Participation:
 
         Once step 5 was asked for, a round has no other attempt.
         """
-        signed = self._signed.get(published.session.hex())
-        if signed is not None:
-            return signed != published.contributors
+        sid = published.session.hex()
+        if sid in self._signed:
+            return self._signed[sid] != published.contributors
         answered = [session for kind, session in self._logged if kind == "unmask"]
         return published.round in [self._headers[session].round for session in answered if session in self._headers]
 
@@ -133,8 +148,6 @@ class Participation:
             vector = x()
             message = contribute(state.header, self._identity, sharers, vector)
             self._log_input(session, message, sorted(sharers))
-            if self._logged["masked", session.hex()]["digest"] != message.digest.hex():
-                raise ProtocolError("the server asks for a second input to one session", hint="nothing was sent")
             return message, vector
 
         def mask(state: Shared) -> Masked:
@@ -239,11 +252,18 @@ class Participation:
         self._log("masked", session, {"sid": (sid or session).hex(), "u2": list(u2), **said})
 
     def _log(self, kind: str, session: bytes, body: Mapping[str, object]) -> None:
-        """Append to the log what is not in it yet."""
-        if (kind, session.hex()) not in self._logged:
-            entry = {"session": session.hex(), **body}
+        """Append to the log what is not in it yet.
+
+        Raises:
+            ProtocolError: This site has signed something else there: whatever was about to leave must not.
+        """
+        entry = {"session": session.hex(), **body}
+        said = self._logged.get((kind, session.hex()))
+        if said is None:
             self._evidence.append(kind, entry)
             self._note(kind, entry)
+        elif said.get("signature") != entry.get("signature"):
+            raise ProtocolError(f"this site has said something else in this session ({kind})", hint="nothing was sent")
 
     def _note(self, kind: str, body: Mapping[str, Any]) -> None:
         session = str(body.get("session"))
@@ -275,6 +295,14 @@ class Participation:
             body = {"model": header.model_hash.hex(), "round": header.round, "earlier_round": earlier, **u3}
             if ("reused", body) not in self._evidence.entries():
                 self._evidence.append("reused", body)
+
+
+# What a state can't be any more once the log holds a record of that kind. (In plain mode Joined stays, and repeats.)
+_AFTER: Mapping[str, tuple[type, ...]] = {
+    "masked": (Advertised, Shared),
+    "confirmed": (Advertised, Shared, Masked),
+    "unmask": (Advertised, Shared, Masked),
+}
 
 
 def _sets(state: Signed) -> dict[str, object]:

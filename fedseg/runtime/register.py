@@ -112,11 +112,13 @@ class Register:
 
     def open(self, roster: Roster, clock: float) -> Attempt:
         """Begin the next attempt: the second at a round that brought no sum, else the first at the next round."""
-        number, attempt = self._next()
+        known = logged_roster(self._evidence.entries())
+        changed = known is not None and known != roster.fingerprint.hex()
+        number, attempt = self._next(changed)
         header = header_of(self._manifest, roster, number, attempt, self.hash)
         row = RoundRow(number, attempt, "open", self.hash, (), {}, None, self._now(), None, 0)
         self._archive.save_round(row)
-        if roster.fingerprint.hex() != logged_roster(self._evidence.entries()):
+        if known is None or changed:
             self._evidence.append("roster", roster_entry(roster))
         self._evidence.append("session", session_entry(header))
         return Attempt(header, roster, row, clock, self._rule())
@@ -168,12 +170,13 @@ class Register:
         self._archive.save_round(row)
         self._evidence.append("aborted", aborted_entry(attempt.session.hex(), why))
 
-    def _next(self) -> tuple[int, int]:
+    def _next(self, roster_changed: bool) -> tuple[int, int]:
+        """A second attempt only under the roster of the first: who enrolled anew has forgotten what it answered."""
         rows = self.rounds
         if not rows:
             return 1, 1
         last = rows[-1]
-        if last.state == "abandoned" and last.attempt < ATTEMPTS:
+        if last.state == "abandoned" and last.attempt < ATTEMPTS and not roster_changed:
             return last.round, last.attempt + 1
         return last.round + 1, 1
 

@@ -223,6 +223,7 @@ class SiteRunner:
                 )
             case Finished():
                 self._catch_up(instruction.head)
+                self._model.check_history(instruction.history)
                 self._part.end("the study ended")
                 return instruction
         return None
@@ -245,8 +246,8 @@ class SiteRunner:
     def _join(self, instruction: Join) -> None:
         offered = instruction.header
         self._offered = session = offered.sid0()
-        self._catch_up(instruction.head)
         self._follow_roster(offered)
+        self._catch_up(instruction.head)
         self._check_rounds()
         self._expected_header(offered, instruction.head).check_offer(offered)
         if not self._part.may_join(offered):

@@ -35,6 +35,7 @@ from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vecto
 RingVector = NDArray[np.uint32]
 
 # The protocol's record of a session: keys, shares and messages of at most 100 sites.
+SESSION = "session.bin"
 MOST_SESSION = 1 << 22
 
 # What an enrolment that failed leaves behind: the next one may begin anew.
@@ -271,11 +272,11 @@ class SiteFolder:
 
     def session(self) -> bytes | None:
         """The protocol's record of the newest session, as it was written down; None before the first."""
-        return secrets.read(self.root / "session.bin", MOST_SESSION)
+        return secrets.read(self.root / SESSION, MOST_SESSION)
 
     def save_session(self, data: bytes) -> None:
         """Keep it, fsynced; what it replaces held secrets and is overwritten."""
-        secrets.replace(self.root / "session.bin", data)
+        secrets.replace(self.root / SESSION, data)
 
     def masked(self, session: bytes) -> RingVector | None:
         """The masked update of a session (sid0), exactly as it is sent; None where there is none."""
@@ -304,6 +305,13 @@ class SiteFolder:
         """Keep it, fsynced."""
         write_atomic(self.root / "best.json", json.dumps(asdict(best)).encode())
 
+    def clean_up(self) -> None:
+        """Remove what a crash has left half-written; only while nothing is being written."""
+        with storage_errors(self.root):
+            for left in self.root.glob(".*.npy.*.part"):
+                left.unlink()
+        secrets.sweep(self.root / SESSION)
+
     def open_audit(self, study: str) -> AuditLog:
         """This site's log of a study, held until it is closed; begun where the site has said nothing yet.
 
@@ -323,7 +331,7 @@ class SiteFolder:
     def _drop(self, names: str, kept: Path | None) -> None:
         for old in self.root.glob(names):
             if old != kept:
-                old.unlink()
+                old.unlink(missing_ok=True)
 
     def _read(self, name: str) -> bytes:
         with storage_errors(self.root / name):

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedseg import __version__
 from fedseg.document import Document
-from fedseg.errors import InviteError, PlanError, ProtocolError, RosterError, StorageError, UsageError
+from fedseg.errors import InviteError, ProtocolError, RosterError, StorageError, UsageError
 from fedseg.federation.exchange import Enrolled
-from fedseg.federation.vector import Weights, model_hash
+from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest, StudyPlan
-from fedseg.privacy.accounting import delta_cap, epsilon
-from fedseg.privacy.calibration import noise_multiplier
 from fedseg.rpc.addresses import split_address
 from fedseg.rpc.certificates import (
     create_study_ca,
@@ -29,127 +25,14 @@ from fedseg.rpc.credentials import ServerTls
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.archive import RingVector
-from fedseg.runtime.session import at_plan_line, check_aggregation, check_weights, encoding_of, roster_of, thresholds_of
+from fedseg.runtime.resolution import resolve
+from fedseg.runtime.session import roster_of
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE, check_signing_key, public_half
 from fedseg.store.audit_log import LOG, AuditLog
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
-
-
-def resolve(
-    document: Document[StudyPlan], weights: Weights, architecture: Mapping[str, str | int | list[int]], *, study: str
-) -> Manifest:
-    """Turn a plan into what all parties agree on.
-
-    Args:
-        document: The plan.
-        weights: float32[d], where round 1 starts.
-        architecture: What rebuilds the network.
-        study: The study's identifier, 32 hex digits.
-
-    Raises:
-        PlanError: for what is impossible, with the plan's line.
-    """
-    plan = document.content
-    quorum = check_aggregation(document)
-    check_weights(document, quorum)
-    sigma = _calibrate(document) if plan.private else None
-    manifest = Manifest(
-        study=study,
-        plan=plan,
-        quorum=quorum,
-        noise_multiplier=sigma,
-        architecture=dict(architecture),
-        parameters=weights.size,
-        initial_model=model_hash(weights),
-        code_version=__version__,
-    )
-    with at_plan_line(document):
-        encoding_of(manifest)
-    if sigma is not None:
-        _check_clip(document, sigma, weights.size)
-    return manifest
-
-
-def _calibrate(document: Document[StudyPlan]) -> float:
-    plan = document.content
-    privacy = plan.privacy
-    for name, site in plan.sites.items():
-        cap = delta_cap(site.public_subjects)
-        if privacy.delta > cap:
-            raise PlanError(
-                f"privacy.delta: {privacy.delta:g} is too much for {site.public_subjects} subjects at {name}",
-                where=document.where("privacy", "delta"),
-                hint=f"at most {cap:g}; 1e-5 is usual",
-            )
-    steps = plan.training.steps * (plan.schedule.rounds + privacy.reserve_rounds)
-    if privacy.epsilon is None:
-        raise PlanError("privacy.epsilon is missing", where=document.where("privacy"))
-    try:
-        return noise_multiplier(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
-    except PlanError as error:
-        hint = error.hint or "a larger epsilon, fewer rounds or steps, or a smaller sampling_rate"
-        raise PlanError(error.what, where=document.where("privacy", "epsilon"), hint=hint) from None
-
-
-def check_manifest(manifest: Manifest) -> None:
-    """What a site recomputes before it takes part: a manifest is the server's word, its promises are arithmetic.
-
-    Raises:
-        PlanError: if the quorum, the encoding or the privacy budget does not follow from the plan.
-    """
-    plan = manifest.plan
-    asked = plan.aggregation.quorum
-    least = thresholds_of(plan, asked).quorum
-    if manifest.quorum < least:
-        raise PlanError(f"the study's quorum is {manifest.quorum}, the least that its sites allow is {least}")
-    if manifest.quorum != (asked or least):
-        raise PlanError(f"the study's quorum is {manifest.quorum}, its plan says {asked or least}")
-    check_weights(Document(plan, "the study's plan", {}), manifest.quorum)
-    encoding_of(manifest)
-    if (manifest.noise_multiplier is not None) != plan.private:
-        raise PlanError("the study's noise multiplier and its privacy mode contradict each other")
-    if manifest.noise_multiplier is None:
-        return
-    privacy, steps = plan.privacy, plan.training.steps * (plan.schedule.rounds + plan.privacy.reserve_rounds)
-    spent = epsilon([(manifest.noise_multiplier, privacy.sampling_rate, steps)], privacy.delta)
-    if privacy.epsilon is None or spent > privacy.epsilon:
-        raise PlanError(
-            f"the study's noise does not keep its budget: {steps} steps cost epsilon {spent:.3f}, not {privacy.epsilon}"
-        )
-    for name, site in plan.sites.items():
-        if privacy.delta > delta_cap(site.public_subjects):
-            raise PlanError(
-                f"the study's delta {privacy.delta:g} is too much for {site.public_subjects} subjects at {name}"
-            )
-
-
-def expected_noise_norm(plan: StudyPlan, sigma: float, parameters: int) -> float:
-    """L2 norm that privacy noise alone gives an update, about: what `aggregation.clip` must leave room for.
-
-    For SGD each step adds a vector of norm rate * sigma C sqrt(d) / (q N0), T of them add up like a random walk,
-    momentum stretches each by 1 / (1 - momentum). Adam moves each weight by at most about its rate a step.
-    """
-    training, privacy = plan.training, plan.privacy
-    walk = training.learning_rate * math.sqrt(training.steps * parameters)
-    if training.optimiser == "adam":
-        return walk
-    fewest = min(site.public_subjects for site in plan.sites.values())
-    step = sigma * privacy.max_grad_norm / (privacy.sampling_rate * fewest)
-    return walk * step / (1 - training.momentum)
-
-
-def _check_clip(document: Document[StudyPlan], sigma: float, parameters: int) -> None:
-    norm = expected_noise_norm(document.content, sigma, parameters)
-    clip = document.content.aggregation.clip
-    if norm > clip:
-        raise PlanError(
-            f"aggregation.clip: {clip:g} is less than the norm that noise alone gives an update, about {norm:.3g}",
-            where=document.where("aggregation", "clip"),
-            hint=f"set it to {2 * norm:.2g} or more, or lower training.learning_rate",
-        )
 
 
 @dataclass(frozen=True)
@@ -344,7 +227,7 @@ KEPT = 2
 
 
 class DiskArchive:
-    """`runtime.archive.Archive` in a study's folder: the first and the best model, the newest two models and sums."""
+    """`runtime.archive.Archive` in a study's folder: first and best model, newest model and sum and those before."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self._rounds, self._db = folder.root / "rounds", folder.db
@@ -378,14 +261,19 @@ class DiskArchive:
         return self._db.ended()
 
     def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
-        """Keep a round's model and sum, fsynced; then drop what is older, but for the first model."""
+        """Keep a round's model and sum, fsynced; then drop what is older, but for the first model.
+
+        The newest round that is written down as closed keeps its own, however often a later one fails to be.
+        """
         if total is not None:
             save_vector(self._path("sum", closed_round), total)
         save_vector(self._path("model", closed_round), weights)
+        closed = [row.round for row in self._db.rounds() if row.state == "closed"][-1:]
         for kind in ("model", "sum"):
+            kept = {self._path(kind, number) for number in (0, *closed)}
             # The names sort by round; void rounds leave gaps, so the newest two are counted, not computed.
             for path in sorted(self._rounds.glob(f"{kind}-*.npy"))[:-KEPT]:
-                if path != self._path(kind, 0):
+                if path not in kept:
                     path.unlink()
 
     def load_model(self, closed_round: int) -> Weights:

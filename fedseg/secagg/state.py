@@ -40,16 +40,19 @@ class Ended:
         attempt: Its attempt.
         answered: Whether step 5 was, or may have been, answered: then no other attempt at the round may be joined.
         session: sid0.
+        roster: The fingerprint of the roster that it was under.
     """
 
     round: int
     attempt: int
     answered: bool
     session: bytes
+    roster: bytes
 
     def __post_init__(self) -> None:
-        """Check the hash."""
+        """Check the hashes."""
         check_hash(self.session, "session")
+        check_hash(self.roster, "roster's fingerprint")
 
 
 Live = Advertised | Shared | Masked | Signed | Unmasked
@@ -66,20 +69,26 @@ def ended(state: State) -> Ended:
     if isinstance(state, Ended):
         return state
     header = state.header
-    return Ended(header.round, header.attempt, isinstance(state, Unmasked), header.sid0())
+    return end_of(header, answered=isinstance(state, Unmasked))
+
+
+def end_of(header: SessionHeader, *, answered: bool) -> Ended:
+    """What is left of a session."""
+    return Ended(header.round, header.attempt, answered, header.sid0(), header.roster)
 
 
 def may_join(state: State | None, header: SessionHeader) -> bool:
     """Whether a site whose last session stands at `state` may join another one.
 
-    A later round always; a later attempt at the same round unless step 5 was answered in an earlier one: its shares
-    and those of a second attempt could together bare an update.
+    A later round always; a later attempt at the same round unless step 5 was answered in an earlier one, or the roster
+    has changed since: a site that enrolled anew has forgotten what it answered, so that two attempts over the same
+    updates could both be unmasked, and bare the update by which they differ.
     """
     if state is None:
         return True
     last = ended(state)
     if header.round == last.round:
-        return header.attempt > last.attempt and not last.answered
+        return header.attempt > last.attempt and not last.answered and header.roster == last.roster
     return header.round > last.round
 
 
@@ -88,6 +97,7 @@ def dump(state: State) -> bytes:
     writer = Writer(_TAG).text(type(state).__name__)
     if isinstance(state, Ended):
         writer.uint(state.round, 4).uint(state.attempt, 1).uint(int(state.answered), 1).raw(state.session)
+        writer.raw(state.roster)
         return writer.done()
     writer.blob(state.header.to_bytes())
     if isinstance(state, Joined):
@@ -109,14 +119,14 @@ def load(data: bytes, identity: Identity) -> State:
     reader = Reader(data, _TAG, "state of a session")
     kind = reader.text("kind of state")
     if kind == Ended.__name__:
-        last = Ended(reader.uint(4), reader.uint(1), reader.flag(), reader.raw(HASH_SIZE))
+        last = Ended(reader.uint(4), reader.uint(1), reader.flag(), reader.raw(HASH_SIZE), reader.raw(HASH_SIZE))
         reader.done()
         return last
     if kind != Joined.__name__ and kind not in _LOADERS:
         raise ProtocolError(f"there is no state of a session called {kind}")
     header = SessionHeader.from_bytes(reader.blob())
     if header.roster != identity.roster.fingerprint:
-        return Ended(header.round, header.attempt, kind == Unmasked.__name__, header.sid0())
+        return end_of(header, answered=kind == Unmasked.__name__)
     if kind == Joined.__name__:
         reader.done()
         return Joined(header)

@@ -147,6 +147,14 @@ class Fetched(Section):
     model: Hash
 
 
+class Believed(Section):
+    """The best model so far, as a site took it on the server's word, at a round that it says this site has missed."""
+
+    round: Count
+    model: Hash
+    score: Annotated[float, Field(ge=0, le=1)]
+
+
 class Aborted(Section):
     """An attempt is over for this party, without a sum."""
 
@@ -180,6 +188,7 @@ Body = (
     | Unmask
     | Closed
     | Fetched
+    | Believed
     | Aborted
     | Reused
     | Repair
@@ -194,6 +203,7 @@ KINDS: Mapping[str, type[Body]] = {
     "unmask": Unmask,
     "closed": Closed,
     "fetched": Fetched,
+    "believed": Believed,
     "aborted": Aborted,
     "reused": Reused,
     "repair": Repair,

@@ -83,8 +83,17 @@ def _companions(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.next"), path.with_name(f".{path.name}.last")
 
 
+def sweep(path: Path) -> None:
+    """Overwrite and remove what a crash has left beside a file.
+
+    Raises:
+        StorageError: The disk is failing.
+    """
+    with storage_errors(path):
+        _sweep(path)
+
+
 def _sweep(path: Path) -> None:
-    """Overwrite and remove what a crash has left beside a file."""
     fresh, former = _companions(path)
     _wipe(fresh)
     if former.exists() and path.exists() and former.samefile(path):

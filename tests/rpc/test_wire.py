@@ -101,7 +101,10 @@ def test_a_refusal_brings_its_hint(wire: Wire) -> None:
     wire.enrol(invite)
     with pytest.raises(InviteError) as caught:
         wire.enrol(invite)
-    assert (caught.value.what, caught.value.hint) == ("this invite has been used", "ask for another")
+    assert (caught.value.what, caught.value.hint) == (
+        "the server says: this invite has been used; ask for another",
+        None,
+    )
     assert caught.value.where == wire.address
 
 
@@ -141,8 +144,8 @@ def test_an_invite_opens_nothing_but_enrolment(wire: Wire, name: str) -> None:
         pytest.raises(LinkError) as caught,
     ):
         LINK_CALLS[name](remote)
-    assert caught.value.what == "this certificate is not that of an enrolled site"
-    assert caught.value.hint == "enrol with an invite first"
+    said = "this certificate is not that of an enrolled site; enrol with an invite first"
+    assert (caught.value.what, caught.value.hint) == (f"the server says: {said}", None)
     assert not wire.memory.said
 
 
@@ -338,7 +341,10 @@ def test_a_stale_step_is_told_apart_from_a_wrong_one(wire: Wire) -> None:
             remote.confirm(SESSION, CONFIRMED[SITE])
         with pytest.raises(ProtocolError, match="a session has 5 bytes instead of 32") as wrong:
             remote.poll(b"short")
-    assert (stale.value.what, stale.value.hint) == ("that session has moved on", "ask again what to do")
+    assert (stale.value.what, stale.value.hint) == (
+        "the server says: that session has moved on; ask again what to do",
+        None,
+    )
     assert not isinstance(wrong.value, StaleSession)
 
 
@@ -359,7 +365,7 @@ def test_a_message_in_another_site_s_name_is_refused(
 ) -> None:
     with wire.as_site(SITE) as remote, pytest.raises(ProtocolError) as caught:
         getattr(remote, call)(SESSION, message)
-    assert caught.value.what == f"{SITE} sent a message in another site's name"
+    assert caught.value.what == f"the server says: {SITE} sent a message in another site's name"
     assert not wire.said(call)
 
 
@@ -645,7 +651,7 @@ def test_words_of_a_refusal_are_cleaned(wire: Wire) -> None:
     wire.memory.answers["poll"] = ProtocolError("bad\x1b[2J", hint="call\x07 us")
     with wire.as_site(SITE) as remote, pytest.raises(ProtocolError) as caught:
         remote.poll(None)
-    assert (caught.value.what, caught.value.hint) == ("bad [2J", "call  us")
+    assert (caught.value.what, caught.value.hint) == ("the server says: bad [2J; call  us", None)
 
 
 def test_a_server_that_is_not_there_may_be_tried_again(wire: Wire) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedseg.document import Document
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest, StudyPlan, parse_plan
-from fedseg.runtime.study import resolve
+from fedseg.runtime.resolution import resolve
 from fedseg.store.privacy_ledger import LEDGER, HospitalLedger
 from tests.runtime.toy import INITIAL
 

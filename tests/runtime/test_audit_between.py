@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,13 @@ def test_one_sum_with_two_consequences(story: Story, tmp_path: Path, field: str,
     for kind in ("confirmed", "unmask"):
         story.drop(B, kind)
     what = f"site {B} and site {D} have the same sum, but another {field.replace('_', ' ')} to it"
-    shows(story.audit(tmp_path, [B, D]), "", "round 1", what, "one of the two logs is false")
+    audit = story.audit(tmp_path, [B, D])
+    if field == "rolled_back":
+        # Round 1 has nothing to go back to, as well.
+        alone = [each for each in audit.findings if each.party]
+        assert ["it goes back to model" in each.what for each in alone] == [True]
+        audit = replace(audit, findings=tuple(each for each in audit.findings if not each.party))
+    shows(audit, "", "round 1", what, "one of the two logs is false")
 
 
 def test_closes_under_two_keys_of_the_server(story: Story, tmp_path: Path) -> None:

@@ -156,13 +156,17 @@ def test_a_study_reports_the_larger_of_what_was_claimed_and_what_was_seen(study:
 def test_what_the_server_sees_is_said(study: StudyFolder, tmp_path: Path) -> None:
     secure = study_facts(study)["aggregation"]
     assert (secure["quorum"], secure["collusion"], secure["threshold"], secure["two_contributors"]) == (3, 0, 2, None)
-    assert secure["statement"].startswith("Secure aggregation: the server sees sums over at least 3 of 3 sites")
+    sees = "Secure aggregation: a server, even one that breaks the protocol, sees only sums over at least"
+    assert secure["statement"] == f"{sees} 3 of 3 sites, as long as no site helps it."
     sentence = "the hospitals already share these scans"
     for name, plan in {
         "plain": toy.plan(mode="plain"),
+        "five": toy.plan(("a", "b", "c", "d", "e")),
         "two": toy.plan(more=f'quorum: 2, accept_two_contributors: "{sentence}"'),
     }.items():
         StudyFolder.create(tmp_path / name, plan, toy.INITIAL, {"preset": "toy"}, address="localhost:1", now=1e9)
+    five = study_facts(StudyFolder.open(tmp_path / "five"))["aggregation"]
+    assert five["statement"] == f"{sees} 4 of 5 sites, as long as at most 1 of the sites help it."
     plain = study_facts(StudyFolder.open(tmp_path / "plain"))["aggregation"]
     assert plain["statement"] == "Plain aggregation: the server sees every site's own update."
     assert (plain["collusion"], plain["threshold"]) == (None, None)

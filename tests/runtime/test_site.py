@@ -10,6 +10,7 @@ import pytest
 from fedseg.cli.screen import describe
 from fedseg.errors import BelowQuorum, BudgetError, FedsegError, Interrupted, LinkError, ProtocolError, StaleSession
 from fedseg.federation.exchange import (
+    Best,
     Confirm,
     Finished,
     Head,
@@ -132,13 +133,12 @@ def test_a_session_of_another_kind_is_refused_before_anything_is_sent(offered: S
 def test_no_round_is_trained_beyond_those_of_the_plan() -> None:
     rounds = PLAIN.plan.schedule.rounds
     evidence, trainer = MemoryEvidence(), toy.PullTrainer(1.0)
-    for number in range(1, rounds):
-        evidence.append("closed", {"round": number})
-    link, memory = patient(Join(header(), START), LinkError("enough"))
-    assert refused(link, memory=memory, evidence=evidence, trainer=trainer).what == "enough"
-    evidence.append("closed", {"round": rounds})
-    trainer.trained.clear()
-    why = left(Script(Join(header(number=rounds + 1), START)), evidence=evidence, trainer=trainer)
+    for number in range(1, rounds + 1):
+        evidence.append("closed", {"round": number, "contributors": ["a", "b", "c"]})
+    memory = SiteMemory()
+    memory.save_weights(toy.INITIAL)
+    newest = Head(FIRST, rounds, "ab" * 32)
+    why = left(Script(Join(header(number=rounds + 1), newest)), memory=memory, evidence=evidence, trainer=trainer)
     assert f"the server opens another round, though the {rounds} of the plan are closed" in why
     assert trainer.trained == []
 
@@ -302,14 +302,14 @@ def test_a_site_only_goes_forward(last: tuple[int, int, bool] | None, joins: boo
     offered, trainer = header(SECURE, attempt=2), toy.PullTrainer(1.0)
     link, memory = patient(Join(offered, START))
     if last is not None:
-        memory.save_session(dump(Ended(*last, header(SECURE).sid0())))
+        memory.save_session(dump(Ended(*last, header(SECURE).sid0(), header(SECURE).roster)))
     before = memory.session()
     refused(link, SECURE, memory=memory, trainer=trainer)
     assert ("advertise" in link.kinds()) is joins
     if joins:
         kept = memory.session()
         assert kept is not None
-        assert load(kept, toy.identity("a", SECURE)) == Ended(1, 2, False, offered.sid0())
+        assert load(kept, toy.identity("a", SECURE)) == Ended(1, 2, False, offered.sid0(), offered.roster)
     else:
         assert link.of("withdraw") == [(offered.sid0(), "refused")]
         assert trainer.trained == []
@@ -451,3 +451,45 @@ def test_a_model_taken_on_the_servers_word_is_written_down_once_and_said() -> No
     fetched = {"round": 3, "base_model": "ab" * 32, "model": head.model_hash}
     assert [body for kind, body in evidence.entries() if kind == "fetched"] == [fetched]
     assert events.Taken(3) in said
+
+
+def test_a_best_model_taken_on_the_servers_word_is_written_down_and_said() -> None:
+    scored = toy.manifest(toy.plan(mode="plain", rounds=2, more="rollback: {drop: 0.1}"))
+    best = Best("cd" * 32, 0.9)
+    other = np.full(toy.SIZE, 0.25, np.float32)
+    head = Head(model_hash(other), 3, "ab" * 32, best)
+    link, evidence = Script(Join(header(scored, number=4, model=head.model_hash), head)), MemoryEvidence()
+    said: list[events.Event] = []
+    link.models[head.model_hash] = other
+    refused(link, scored, evidence=evidence, notify=said.append)
+    believed = {"round": 3, "model": best.model_hash, "score": 0.9}
+    assert [body for kind, body in evidence.entries() if kind == "believed"] == [believed]
+    assert events.Taken(3) in said
+
+
+def test_a_site_is_not_led_back_behind_a_round_that_it_knows() -> None:
+    evidence, memory = MemoryEvidence(), SiteMemory()
+    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"]})
+    memory.save_weights(np.full(toy.SIZE, 0.25, np.float32))
+    why = left(Script(Join(header(number=2), START)), memory=memory, evidence=evidence)
+    assert why.startswith("the server's newest round is 0, this site knows of round 1")
+    assert [kind for kind, _ in evidence.entries()] == ["closed", "roster"]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        ((1, ("a", "b", "c")), (77, ("a", "b", "c"))),
+        ((1, ("a", "b")),),
+        ((1, ("a", "b", "mallory")),),
+        ((2, ("a", "b", "c")),),
+    ],
+)
+def test_a_history_that_this_site_did_not_see_is_refused(history: tuple[tuple[int, tuple[str, ...]], ...]) -> None:
+    evidence, memory = MemoryEvidence(), SiteMemory()
+    one_round_plan = toy.manifest(toy.plan(mode="plain", rounds=1))
+    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"]})
+    memory.save_weights(toy.INITIAL)
+    head = Head(FIRST, 1, "ab" * 32)
+    why = left(Script(Finished(head, history)), one_round_plan, memory=memory, evidence=evidence)
+    assert why.startswith("the server tells of other rounds than this site has seen, or the plan allows")

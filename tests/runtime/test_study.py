@@ -16,7 +16,8 @@ from fedseg.federation.vector import model_hash
 from fedseg.plan import Manifest, parse_plan
 from fedseg.privacy.accounting import epsilon
 from fedseg.rpc.certificates import certificate_request, fingerprint, new_protocol_key, new_site_key
-from fedseg.runtime.study import DiskArchive, StudyFolder, check_manifest, expected_noise_norm, require_room, resolve
+from fedseg.runtime.resolution import check_manifest, expected_noise_norm, resolve
+from fedseg.runtime.study import DiskArchive, StudyFolder, require_room
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import public_half
 from fedseg.store.audit_log import AuditLog

@@ -49,7 +49,7 @@ def lives(site: str = "amiens", header: SessionHeader = FIVE) -> dict[str, Live]
 
 
 LIVES = lives()
-STATES: dict[str, State] = {**LIVES, "Joined": Joined(PLAIN), "Ended": Ended(4, 1, True, bytes(32))}
+STATES: dict[str, State] = {**LIVES, "Joined": Joined(PLAIN), "Ended": Ended(4, 1, True, bytes(32), FIVE.roster)}
 
 
 def go_on(state: State) -> list[bytes]:
@@ -168,12 +168,12 @@ def test_of_a_session_under_another_roster_only_its_end_is_left(name: str) -> No
     """Whoever approves another roster keeps nothing of the old one's sessions but whether step 5 was answered."""
     elsewhere = Identity("amiens", key("amiens"), roster(5, study="other"))
     left = load(dump(LIVES[name]), elsewhere)
-    assert left == Ended(4, 1, name == "Unmasked", FIVE.sid0())
+    assert left == Ended(4, 1, name == "Unmasked", FIVE.sid0(), FIVE.roster)
 
 
 def test_of_a_plain_session_under_another_roster_only_its_end_is_left() -> None:
     elsewhere = Identity("amiens", key("amiens"), roster(5, study="other"))
-    assert load(dump(STATES["Joined"]), elsewhere) == Ended(4, 1, False, PLAIN.sid0())
+    assert load(dump(STATES["Joined"]), elsewhere) == Ended(4, 1, False, PLAIN.sid0(), PLAIN.roster)
 
 
 def test_u1_in_another_order_is_refused() -> None:
@@ -199,16 +199,16 @@ def test_a_record_whose_parts_do_not_fit_each_other_is_refused() -> None:
 @pytest.mark.parametrize("name", STATES)
 def test_the_end_remembers_the_round_the_attempt_and_whether_step_5_was_answered(name: str) -> None:
     last = ended(STATES[name])
-    assert last == Ended(4, 1, name in ("Unmasked", "Ended"), session_of(STATES[name]))
+    assert last == Ended(4, 1, name in ("Unmasked", "Ended"), session_of(STATES[name]), FIVE.roster)
     assert load(dump(last), identity("brno", FIVE)) == last
 
 
 def test_an_end_is_of_a_session() -> None:
     with pytest.raises(ProtocolError, match="a session has 32 bytes, not 31"):
-        Ended(4, 1, False, bytes(31))
+        Ended(4, 1, False, bytes(31), bytes(32))
 
 
-SILENT, ANSWERED = Ended(4, 1, False, bytes(32)), Ended(4, 1, True, bytes(32))
+SILENT, ANSWERED = Ended(4, 1, False, bytes(32), FIVE.roster), Ended(4, 1, True, bytes(32), FIVE.roster)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ SILENT, ANSWERED = Ended(4, 1, False, bytes(32)), Ended(4, 1, True, bytes(32))
         (ANSWERED, 4, 1, False),
         (ANSWERED, 4, 2, False),
         (ANSWERED, 5, 1, True),
-        (Ended(4, 2, False, bytes(32)), 4, 1, False),
-        (Ended(4, 2, False, bytes(32)), 4, 2, False),
-        (Ended(4, 2, False, bytes(32)), 5, 1, True),
+        (Ended(4, 2, False, bytes(32), FIVE.roster), 4, 1, False),
+        (Ended(4, 2, False, bytes(32), FIVE.roster), 4, 2, False),
+        (Ended(4, 2, False, bytes(32), FIVE.roster), 5, 1, True),
         *((LIVES[name], 4, 1, False) for name in LIVES),
         *((LIVES[name], 4, 2, name != "Unmasked") for name in LIVES),
         *((LIVES[name], 3, 2, False) for name in LIVES),
@@ -287,3 +287,12 @@ def test_a_state_read_back_takes_its_step_once(kind: type) -> None:
         steps[kind](state)
     with pytest.raises(ProtocolError, match="of this attempt already"):
         steps[kind](state)
+
+
+def test_under_another_roster_no_other_attempt_at_the_round_is_joined() -> None:
+    """A site that enrolled anew has forgotten that it answered attempt 1: with its help two sums could be had."""
+    elsewhere = bytes(range(1, 33))
+    last = Ended(4, 1, False, bytes(32), FIVE.roster)
+    assert may_join(last, session(5, round=4, attempt=2))
+    assert not may_join(last, session(5, round=4, attempt=2, roster=elsewhere))
+    assert may_join(last, session(5, round=5, roster=elsewhere))

@@ -166,6 +166,7 @@ def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, obje
         ledger = HospitalLedger.open(Path(member.ledger)).ledger
         return any(charge.round == round_number for charge in ledger.charges(manifest.study))
 
+    folder.clean_up()
     with folder.connect(manifest) as remote, folder.open_audit(manifest.study) as log:
         link: Any = MortalLink(remote, folder.mark) if words.die_in else remote
         runner = SiteRunner(

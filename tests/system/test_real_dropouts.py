@@ -24,10 +24,10 @@ from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator, StudyState
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.preparation import first_weights, layout_of, make_trainer, prepare_training, training_data
+from fedseg.runtime.resolution import resolve
 from fedseg.runtime.session import roster_of
 from fedseg.runtime.simulation import LocalLink, SiteMemory
 from fedseg.runtime.site import SiteRunner
-from fedseg.runtime.study import resolve
 from fedseg.secagg.roster import Identity
 from fedseg.secagg.signing import public_half
 
