@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +152,8 @@ def _read(path: Path) -> bytes:
     """A file's content, if it isn't larger than any model of ours."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            # Room is made for what is asked for, so no more is asked for than there is.
+            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except FileNotFoundError as error:
         raise ModelError("there is no such model file", where=str(path)) from error
     except OSError as error:
