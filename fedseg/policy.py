@@ -149,6 +149,8 @@ def _roster_checks(limits: SitePolicy, manifest: Manifest) -> Checks:
 def _line(policy: Document[SitePolicy], key: str) -> str:
     if policy.name == DEFAULT_NAME:
         return f"{key} of {DEFAULT_NAME}"
+    if (key,) not in policy.lines:
+        return f"{key} of {policy.name}, which leaves it at its default"
     return f"{policy.where(key)}, {key}"
 
 

@@ -70,7 +70,7 @@ def test_what_the_default_refuses() -> None:
     (few,) = refusals(
         parse_policy("require_secure_aggregation: false\n", "p"), toy.manifest(toy.plan(("a", "b"), mode="plain"))
     )
-    assert few.startswith("the study has 2 sites, at least 3 are asked for (p:1, min_sites)")
+    assert few.startswith("the study has 2 sites, at least 3 are asked for (min_sites of p, which leaves it at its default)")
 
 
 def test_robust_rules_need_two_words_of_the_policy() -> None:
@@ -83,7 +83,9 @@ def test_robust_rules_need_two_words_of_the_policy() -> None:
     assert "(require_secure_aggregation of the default policy)" in sees
     assert rest == [compares]
     (only,) = refusals(parse_policy("require_secure_aggregation: false\n", "p"), study)
-    assert only == compares.replace("(allow_robust_rules of the default policy)", "(p:1, allow_robust_rules)")
+    assert only == compares.replace(
+        "(allow_robust_rules of the default policy)", "(allow_robust_rules of p, which leaves it at its default)"
+    )
     accept(parse_policy("require_secure_aggregation: false\nallow_robust_rules: true\n", "p"), study)
 
 
@@ -93,7 +95,7 @@ def test_less_protection_against_collusion_than_usual_takes_the_policys_word() -
         policy = parse_policy(f"min_sites: 5\n{asked}", "policy.yaml")
         expected = (
             "updates stay hidden from a server with 0 sites on its side, at least 1 are asked for "
-            "(policy.yaml:1, min_collusion)"
+            "(min_collusion of policy.yaml, which leaves it at its default)"
         )
         assert refusals(policy, study) == ([] if safe else [expected])
 

@@ -336,3 +336,4 @@ def _print_end(folder: SiteFolder, what: str) -> None:
         f"  fedseg evaluate {quote(str(folder.model))} --data {quote(folder.membership.data)} --out DIR", markup=False
     )
     out.print(f"  fedseg privacy-report {quote(str(folder.root))}", markup=False)
+    out.print(f"  fedseg audit verify {quote(str(folder.root))}", markup=False)

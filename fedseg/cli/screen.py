@@ -21,6 +21,7 @@ from fedseg.runtime import events
 T = TypeVar("T")
 
 PLAIN_WIDTH = 110
+WORTH_A_WORD = 0.1
 
 
 def _console(*, stderr: bool) -> Console:
@@ -45,11 +46,17 @@ def _started(event: events.RoundStarted) -> str:
     return f"round {event.round}{again} begins; {event.rounds} are to be closed in all"
 
 
+def _drowned(event: events.Encoded) -> str:
+    if event.relative_error < WORTH_A_WORD:
+        return ""
+    return f": the plan's clip of {event.clip:g} is so far above it that rounding drowns it; tell the coordinator"
+
+
 def _encoded(event: events.Encoded) -> str:
     shortened = f", brought down to the plan's clip {event.clip:g}" if event.norm > event.clip else ""
     return (
         f"round {event.round}: the update's norm is {event.norm:.3g}{shortened}; "
-        f"rounding moves it by {event.relative_error:.1e} of that"
+        f"rounding moves it by {event.relative_error:.1e} of that{_drowned(event)}"
     )
 
 

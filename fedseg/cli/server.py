@@ -58,3 +58,4 @@ def start(
     out.print("Next:", markup=False)
     out.print(f"  fedseg evaluate {quote(str(study.model))} --data BIDS_DIR --out DIR", markup=False)
     out.print(f"  fedseg privacy-report {quote(str(folder))}", markup=False)
+    out.print(f"  fedseg audit verify {quote(str(folder))}", markup=False)

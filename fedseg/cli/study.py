@@ -61,7 +61,9 @@ def _show(folder: Path, manifest: Manifest) -> None:
         out.print(f"  fedseg study invite {quote(str(folder))} {site}", markup=False)
     out.print(f"and start the server:\n  fedseg server start {quote(str(folder))}", markup=False)
     out.print(
-        f"Once all have joined, read each the words of:\n  fedseg study roster {quote(str(folder))}", markup=False
+        "Once all have enrolled, have them compare in one call the words that each sees, and those of:\n"
+        f"  fedseg study roster {quote(str(folder))}",
+        markup=False,
     )
 
 
@@ -108,7 +110,14 @@ def invite(
     from fedseg.cli.screen import err, out
     from fedseg.runtime.study import StudyFolder
 
-    made = StudyFolder.open(folder).invite(site, now=time.time(), hours=hours)
+    study = StudyFolder.open(folder)
+    made = study.invite(site, now=time.time(), hours=hours)
+    if site in study.enrolled().keys:
+        err.print(
+            f"{site} has enrolled already: with this invite it gets other keys, and a new state folder. Every site "
+            "must then compare and approve the changed roster before it goes on.",
+            markup=False,
+        )
     out.print(made.encode(), markup=False)
     err.print(
         f"Send this line to {site} by a way that only they can read; it is good once, for {hours} hours. There:\n"
@@ -163,8 +172,8 @@ def _show_roster(folder: Path, manifest: Manifest, enrolled: Enrolled, fingerpri
         return
     print_words(out, fingerprint)
     out.print(
-        "Read the words to each site over the phone, best in one call with all of them; not by the mail that carried "
-        "the invite. Each site then confirms them where it joined, or where it has no terminal with:",
+        "Have the sites read the words to each other, in one call with all of them; not by the mail that carried the "
+        "invites. Each site then confirms them where it joined, or where it has no terminal with:",
         markup=False,
     )
     out.print("  fedseg client approve-roster --state DIR --fingerprint HEX", markup=False)

@@ -29,7 +29,10 @@ SIGNED = "signed"
 STEP = "audit"
 MAX_LINE = 1 << 22
 MAX_LOG = 1 << 27
-_HINT = "restore the whole file from a backup; never edit it"
+_HINT = (
+    "sent by another party: ask for the whole file again; this machine's own: no older copy will do, as others hold "
+    "what it lacks; begin a new state folder with a new invite, and every site approves the changed roster"
+)
 
 
 class AuditLog:

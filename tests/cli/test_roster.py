@@ -96,7 +96,7 @@ def test_a_whole_roster_shows_words_and_fingerprint(fedseg: Command, study: Stud
     for line in lines(roster.fingerprint):
         assert f"  {line}\n" in answer.out
     assert f"fingerprint  {roster.fingerprint.hex()}\n" in answer.out
-    assert "Read the words to each site over the phone" in answer.out
+    assert "Have the sites read the words to each other, in one call" in answer.out
     assert "not by the mail that carried the invite" in answer.out
     assert "fedseg client approve-roster --state DIR --fingerprint HEX" in answer.out
     assert json.loads(fedseg("study", "roster", study.root, "--json").out) == {

@@ -204,6 +204,7 @@ SHORT = settings(
     deadline=None,
     # Shrinking takes minutes, and pytest's time would be over before its end: the run at length does it.
     phases=[Phase.explicit, Phase.generate, Phase.target],
+    report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -224,6 +225,7 @@ def by_dice(seed: int) -> None:
     machine.found(dice.choice([4, 5, 5, 6, 7]), dice.choice([-1, -1, 0, 1, 2]), dice.choice([0, 0, 0, 1]))
     for _ in range(4):
         machine.run(dice.getrandbits(32))
+        machine.lie(0, dice.randrange(100))
         machine.nothing_is_bared()
         machine.disturb(dice.choice([0, 127]), 0, "restart")
 
