@@ -16,6 +16,7 @@ from fedseg.federation.exchange import Enrolled
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.patience import patiently
+from fedseg.runtime.roster_words import words
 from fedseg.runtime.session import roster_of
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import public_half
@@ -203,9 +204,13 @@ def _changed(pinned: Roster, offered: Roster, approved: bytes | None) -> RosterE
     named = ", ".join(f"{what} {fingerprint.hex()}" for what, fingerprint in fingerprints.items())
     return RosterError(
         f"the roster is not the one that was confirmed here: {changes}; {named}",
-        hint="nothing was sent under it; ask whoever changed, by a way that isn't this connection, then compare the "
-        f"words with the coordinator's `fedseg study roster DIR`, and approve: {APPROVE}",
+        hint="nothing was sent under it; ask whoever changed, by a way that isn't this connection, then compare with "
+        f"the other hospitals the words that it has now ({_spoken(offered)}), and approve: {APPROVE}",
     )
+
+
+def _spoken(roster: Roster) -> str:
+    return " ".join(words(roster.fingerprint))
 
 
 def _meaning(change: str) -> str:
@@ -219,7 +224,8 @@ def _meaning(change: str) -> str:
 def _other_than_approved(offered: Roster, approved: bytes) -> RosterError:
     return RosterError(
         f"the server offers roster {offered.fingerprint.hex()}, approved here is {approved.hex()}: "
-        "a site may have enrolled again since, or somebody may have put a site of their own in a hospital's place",
-        hint="nothing was sent; compare again with the coordinator's `fedseg study roster DIR`, by a way that isn't "
-        f"this connection, and approve what is right: {APPROVE}",
+        "the digits may be mistyped, a site may have enrolled again since, or somebody may have put a site of their "
+        "own in a hospital's place",
+        hint="nothing was sent; compare with the other hospitals the words that it has now "
+        f"({_spoken(offered)}), by a way that isn't this connection, and approve what is right: {APPROVE}",
     )

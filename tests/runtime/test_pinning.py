@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -362,3 +363,10 @@ def test_a_mistyped_fingerprint_is_refused(text: str, what: str) -> None:
     assert caught.value.what == what
     assert caught.value.where == "--fingerprint"
     assert "`fedseg study roster DIR` prints it" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("known", [{"pinned": roster()}, {"approved": bytes(32)}])
+def test_the_hint_of_a_refused_roster_holds_the_words_to_compare(known: dict[str, Any]) -> None:
+    hint = refusal(enrolled(b=MINTED), **known).hint or ""
+    assert " ".join(roster_words.words(roster(b=MINTED).fingerprint)) in hint
+    assert "compare with the other hospitals" in hint
