@@ -70,7 +70,9 @@ def test_what_the_default_refuses() -> None:
     (few,) = refusals(
         parse_policy("require_secure_aggregation: false\n", "p"), toy.manifest(toy.plan(("a", "b"), mode="plain"))
     )
-    assert few.startswith("the study has 2 sites, at least 3 are asked for (min_sites of p, which leaves it at its default)")
+    assert few.startswith(
+        "the study has 2 sites, at least 3 are asked for (min_sites of p, which leaves it at its default)"
+    )
 
 
 def test_robust_rules_need_two_words_of_the_policy() -> None:
