@@ -172,7 +172,7 @@ def test_damage_is_named_with_its_line(log: AuditLog, path: Path) -> None:
     log.close()
     content = path.read_bytes()
     first, second, third = content.splitlines(keepends=True)
-    changed = r"line 2: this record was changed after it was written, or does not follow the one before it \(restore"
+    changed = r"line 2: this record was changed after it was written, or does not follow the one before it \(sent by"
     for damaged, message in (
         (content.replace(b"the link broke", b"the link breaks"), changed),
         (first + third, changed),
