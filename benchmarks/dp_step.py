@@ -43,8 +43,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from fedseg.privacy.distributed import NoiseShare
+from fedseg.training.compute import autocast, native_bf16, reproducible
 from fedseg.training.dpsgd import private_steps, private_sum
-from fedseg.training.local import autocast, native_bf16, reproducible
 from fedseg.training.network import SegmentationNet, build_network
 
 CLASSES = 8

@@ -11,7 +11,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 
 from fedseg.errors import DataError
-from fedseg.training.local import autocast
+from fedseg.training.compute import autocast
 from fedseg.training.network import SegmentationNet, from_architecture, load_arrays
 
 OVERLAP = 0.5

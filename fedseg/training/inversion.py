@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fedseg.labels import FETA
 from fedseg.training.canaries import Claim, Entropy, MadeUp, made_up, run_engine
-from fedseg.training.local import reproducible, subject_loss
+from fedseg.training.compute import reproducible
+from fedseg.training.losses import subject_loss
 
 ITERATIONS = 400
 

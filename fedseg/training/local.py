@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.functional import log_softmax
 
 from fedseg.errors import DataError, Interrupted, PlanError
 from fedseg.plan import StudyPlan
+from fedseg.training.compute import reproducible, training_cast
+from fedseg.training.losses import subject_loss
 from fedseg.training.network import (
     Array,
-    SegmentationNet,
     choose_layers,
     from_architecture,
     load_arrays,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from fedseg.imaging.transforms import Prepared
     from fedseg.privacy.distributed import NoiseShare
 
-DICE_SMOOTHING = 1.0
-LEAST_VOXELS = 64.0
 MAX_PLAIN_GRAD_NORM = 12.0
 FINAL_RATE = 0.01
 
@@ -284,43 +281,6 @@ class LocalTrainer:
                 raise DataError(f"a {kind} label {label}, where the network has classes 0 to {last}")
 
 
-def subject_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Weighted cross-entropy plus one minus the mean Dice of the tissues, over the K patches of one subject.
-
-    Args:
-        logits: [K, classes, X, Y, Z], of any float type; computed on in float32.
-        labels: Integer [K, X, Y, Z], below `classes`.
-
-    Both terms count all K patches together. A voxel weighs the inverse square root of its class's share, scaled to a
-    mean of one: without it a brainstem waits hundreds of steps behind the background. Dice (Milletari et al. 2016)
-    leaves the background out; a tissue that is in none of the patches costs what the network wrongly claims of it,
-    softened by one voxel.
-    """
-    classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1)
-    truth = (labels.unsqueeze(1) == classes).float()
-    log_probabilities = log_softmax(logits.float(), dim=1)
-    probabilities = log_probabilities.exp()
-    over = (0, 2, 3, 4)
-    voxels = truth.sum(over)
-    weights = class_weights(voxels)
-    cross_entropy = -((log_probabilities * truth).sum(over) * weights).sum() / labels.numel()
-    overlap = 2 * (probabilities * truth).sum(over) + DICE_SMOOTHING
-    dice = overlap / (probabilities.sum(over) + voxels + DICE_SMOOTHING)
-    return cross_entropy + 1 - dice[1:].mean()
-
-
-def class_weights(voxels: torch.Tensor) -> torch.Tensor:
-    """Weight of one voxel of each class: its share to the power -1/2, mean one over all voxels, 0 where absent.
-
-    Args:
-        voxels: Float [classes], voxels of each class in one subject's patches; a class of fewer than
-            `LEAST_VOXELS` weighs as if it had that many.
-    """
-    present = (voxels > 0).float()
-    raw = present * voxels.clamp(min=LEAST_VOXELS).rsqrt()
-    return raw * (voxels.sum() / (raw * voxels).sum())
-
-
 def make_optimiser(model: nn.Module, plan: StudyPlan, rate: float) -> torch.optim.Optimizer:
     """The plan's optimiser with a fresh state: AdamW (decoupled decay), or SGD with momentum."""
     training, parameters = plan.training, [p for p in model.parameters() if p.requires_grad]
@@ -342,47 +302,6 @@ def round_seed(seed: int, round_number: int, site: str) -> int:
     """128 bits that differ by study seed, round and site; only for training without privacy."""
     text = f"fedseg local training|{seed}|{round_number}|{site}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where asked for, or where `auto` finds a device that computes it natively; float32 otherwise."""
-    wanted = precision == "bf16" or (precision == "auto" and native_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
-def training_cast(model: SegmentationNet, images: torch.Tensor, precision: str) -> torch.autocast:
-    """`autocast` for a forward pass that is differentiated: float32 on a CPU where a level is two voxels deep.
-
-    There torch 2.13 computes wrong weight gradients of a 3x3x3 convolution in bf16 (relative error 0.9 and more, or not
-    a number; one or three voxels deep, and the forward pass, are right).
-    """
-    two_deep = images.device.type == "cpu" and images.shape[2] <= 2 * model.multiple
-    return autocast(images.device, "float32" if two_deep else precision)
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is in hardware: AMX or AVX512-BF16 on a CPU; Ampere or newer on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-@contextmanager
-def reproducible(threads: int | None) -> Iterator[None]:
-    """Deterministic kernels and, where given, a fixed number of threads; both are put back afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    torch.set_num_threads(threads or before[0])
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        memory.fill_uninitialized_memory = fill
 
 
 def _labelled(volume: Prepared) -> tuple[Image, Labels]:

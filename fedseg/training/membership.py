@@ -17,7 +17,7 @@ from scipy import special
 
 from fedseg.errors import DataError
 from fedseg.training.inference import segment
-from fedseg.training.local import subject_loss
+from fedseg.training.losses import subject_loss
 from fedseg.training.network import SegmentationNet
 from fedseg.training.patches import Labelled
 

@@ -18,7 +18,8 @@ from fedseg.errors import ModelError
 from fedseg.imaging.generation import draw_recipe, generate
 from fedseg.labels import BRAIN_MASK
 from fedseg.plan import StudyPlan
-from fedseg.training.local import reproducible, subject_loss, training_cast
+from fedseg.training.compute import reproducible, training_cast
+from fedseg.training.losses import subject_loss
 from fedseg.training.network import Array, arrays, from_architecture, load_arrays
 from fedseg.training.patches import Image, Labels, SubjectVolumes
 

@@ -84,7 +84,7 @@ def test_training_on_made_up_brains_lowers_the_loss(tmp_path: Path) -> None:
     import torch
 
     from fedseg.training.inference import load_segmenter
-    from fedseg.training.local import subject_loss
+    from fedseg.training.losses import subject_loss
     from fedseg.training.pretraining import made_up
 
     def loss(model: Path) -> float:

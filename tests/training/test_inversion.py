@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedseg.training.canaries import Claim, made_up, replayed
+from fedseg.training.compute import reproducible
 from fedseg.training.inversion import Inversion, _invert, _likeness, _sent, demonstrate, victim
-from fedseg.training.local import reproducible
 
 
 @pytest.fixture(scope="module")

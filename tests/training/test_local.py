@@ -16,16 +16,9 @@ from fedseg.errors import DataError, Interrupted, PlanError
 from fedseg.plan import StudyPlan
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.training import dpsgd
-from fedseg.training.local import (
-    LocalTrainer,
-    class_weights,
-    native_bf16,
-    reproducible,
-    round_seed,
-    scheduled_rate,
-    subject_loss,
-    training_cast,
-)
+from fedseg.training.compute import native_bf16, reproducible, training_cast
+from fedseg.training.local import LocalTrainer, round_seed, scheduled_rate
+from fedseg.training.losses import class_weights, subject_loss
 from fedseg.training.network import architecture, arrays, build_network, trained_names, trained_parameters
 
 CARD = architecture("small", 3)

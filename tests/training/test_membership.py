@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedseg.errors import DataError
 from fedseg.training.canaries import SIDE, MadeUp, made_up
-from fedseg.training.local import subject_loss
+from fedseg.training.losses import subject_loss
 from fedseg.training.membership import FEWEST_FOR_TAIL, advantage, auc, membership, subject_loss_of
 from fedseg.training.network import SegmentationNet, build_network
 
