@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -23,7 +24,7 @@ MAX_SITES = 100
 MAX_STEPS = 200_000
 MAX_PATCH_VOXELS = 2**28
 DAY_S = 86_400.0
-DOWNSAMPLING = {"small": 8, "base": 16}
+DOWNSAMPLING = {"small": 8, "base": 16, "lean": 16}
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -43,24 +44,45 @@ SiteName = Annotated[str, AfterValidator(_site_name)]
 Printable = AfterValidator(_printable)
 PositiveInt = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=8, le=256)]
+Spacing = Annotated[float, Field(ge=0.3, le=4.0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rule = Literal["mean", "median", "trimmed_mean", "multi_krum"]
 Layers = Literal["all", "decoder", "head", "norms"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RATES = {"off": 0.5, "local": 0.5, "distributed": 1.0}
+StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "scaffold", "fedbn", "ditto"]
+_ADAPTIVE = {"server_rate": 0.01, "server_momentum": 0.9, "beta2": 0.99, "tau": 1e-3}
+STRATEGY_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "fedprox": {"proximal": 0.01},
+    "fedavgm": {"server_rate": 1.0, "server_momentum": 0.9},
+    "fedadam": _ADAPTIVE,
+    "fedyogi": _ADAPTIVE,
+    "ditto": {"proximal": 0.1},
+}
+"""The parameters of each strategy, with what they are where the plan leaves them out; the others have none."""
 
 
 class Image(Section):
-    """How scans are brought to the network."""
+    """How scans are brought to the network.
 
-    spacing_mm: Annotated[float, Field(ge=0.3, le=4.0)] = 0.8
+    Attributes:
+        spacing_mm: Voxel size of the network's grid; 0.5 is that of most of FeTA's scans.
+        patch: Voxels that a training step sees at once.
+        n4: Whether slow changes of brightness across a scan are taken out first (N4, Tustison et al. 2010).
+    """
+
+    spacing_mm: Spacing = 0.8
     patch: tuple[Side, Side, Side] = (96, 96, 96)
+    n4: bool = False
 
 
 class Network(Section):
-    """The network's preset: `small` (channels 8 to 64) or `base` (channels 16 to 256, 4.8M parameters)."""
+    """The network's preset: `small` (channels 8 to 64), `base` (16 to 256, 4.8M parameters), or `lean`.
 
-    preset: Literal["small", "base"] = "base"
+    `lean` is `base` without the convolutions at full resolution: a training step takes half the time.
+    """
+
+    preset: Literal["small", "base", "lean"] = "lean"
 
 
 class Training(Section):
@@ -72,13 +94,16 @@ class Training(Section):
         subjects_per_step: Subjects in a step where privacy is off; private steps draw theirs by Poisson sampling.
         precision: `auto` is bf16 where the processor computes it natively, else float32.
         threads: CPU threads a site may use; unset: all that it is given.
+        augment: How much patches are varied (`training.augmentation`).
+        made_up: The chance that a subject's patches are cut from an image made up from its label map, with a contrast,
+            shape and resolution of its own (`imaging.generation`).
         layers: Which layers train; the others stay as the first model has them (`training.network`).
         average: Decay of a moving average of the weights over rounds, which is then what the study releases; unset:
             the last model is.
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000)] = 10
-    patches_per_subject: Annotated[int, Field(ge=2, le=64)] = 2
+    patches_per_subject: Annotated[int, Field(ge=1, le=64)] = 2
     subjects_per_step: Annotated[int, Field(ge=1, le=64)] = 1
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
@@ -86,7 +111,8 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    augment: bool = True
+    augment: Literal["none", "light", "strong"] = "light"
+    made_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layers: Layers = "all"
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -165,6 +191,47 @@ class Aggregation(Section):
     accept_two_contributors: Annotated[str, Field(min_length=20, max_length=1000), Printable] | None = None
 
 
+class Evaluation(Section):
+    """Whether the study says by itself how good its model is.
+
+    Attributes:
+        federated: After the last round each site scores the model on its own kept-back subjects (the split `test`), and
+            the sums over all sites are published, with one more session of the aggregation that the rounds had.
+    """
+
+    federated: bool = False
+
+
+class Strategy(Section):
+    """How a round's mean moves the study, and what of a site's training stays there (`federation.strategy`).
+
+    Attributes:
+        name: `fedavg`; `fedprox` (McMahan et al. 2017 and Li et al. 2020); `fedavgm`, `fedadam`, `fedyogi` (an
+            optimiser takes the mean update: Hsu et al. 2019, Reddi et al. 2021); `scaffold` (sites correct their drift:
+            Karimireddy et al. 2020); `fedbn` (scale and shift of normalisation stay at each site: Li et al. 2021); or
+            `ditto` (each site also trains a model of its own: Li et al. 2021).
+        proximal: Pull towards the round's first model: mu of FedProx, lambda of Ditto.
+        server_rate: Learning rate of the server's optimiser.
+        server_momentum: Its momentum, beta 1.
+        beta2: Decay of its squared updates.
+        tau: What is added to their root: the larger, the less a step adapts to each weight.
+    """
+
+    name: StrategyName = "fedavg"
+    proximal: Annotated[float, Field(gt=0, le=100)] | None = None
+    server_rate: Annotated[float, Field(gt=0, le=100)] | None = None
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    tau: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return {**STRATEGY_DEFAULTS.get(str(given.get("name", "fedavg")), {}), **given}
+        return given
+
+
 class Schedule(Section):
     """When rounds begin and end.
 
@@ -202,6 +269,8 @@ class StudyPlan(Section):
     training: Training = Training()
     privacy: Privacy
     aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    strategy: Strategy = Strategy()
     schedule: Schedule
     sites: Annotated[dict[SiteName, Site], Field(min_length=1, max_length=MAX_SITES)]
 
@@ -218,20 +287,18 @@ class StudyPlan(Section):
         batch = self.training.subjects_per_step * self.training.patches_per_subject
         if math.prod(self.image.patch) * batch > MAX_PATCH_VOXELS:
             raise ValueError("image.patch: patches_per_subject and subjects_per_step make too large a batch of it")
-        if self.private and any(site.weight != 1 for site in self.sites.values()):
-            raise ValueError("sites: every weight is 1 in a private study")
+        if self.training.made_up and self.task != "feta":
+            raise ValueError("training.made_up: images are made up from tissues, which the task brain_mask has none of")
         if self.aggregation.quorum is not None and self.aggregation.quorum > len(self.sites):
             raise ValueError(
                 f"aggregation.quorum: {self.aggregation.quorum} of {len(self.sites)} sites can never be reached"
             )
-        if self.private and self.aggregation.rollback is not None:
-            raise ValueError(
-                "aggregation.rollback: a private study has no validation scores: they would have to be noised and "
-                "charged to every hospital's ledger, which is not offered; remove the line"
-            )
+        if self.private:
+            _check_private(self)
         _check_rule(self)
         if self.distributed:
             _check_distributed(self)
+        _check_strategy(self)
         return self
 
     @property
@@ -259,6 +326,22 @@ def most_liars(rule: Rule, contributors: int) -> int:
     if rule == "mean":
         return 0
     return (contributors - (3 if rule == "multi_krum" else 1)) // 2
+
+
+def _check_private(plan: StudyPlan) -> None:
+    if any(site.weight != 1 for site in plan.sites.values()):
+        raise ValueError("sites: every weight is 1 in a private study")
+    if plan.aggregation.rollback is not None:
+        raise ValueError(
+            "aggregation.rollback: a private study has no validation scores: they would have to be noised and "
+            "charged to every hospital's ledger, which is not offered; remove the line"
+        )
+    if plan.evaluation.federated:
+        raise ValueError(
+            "evaluation.federated: a private study publishes no scores: they would have to be noised and charged "
+            "to every hospital's ledger, which is not offered; remove the line, and have each site score the model "
+            "on its own subjects with fedseg evaluate"
+        )
 
 
 def _check_distributed(plan: StudyPlan) -> None:
@@ -306,6 +389,98 @@ def _check_liars(rule: Rule, liars: int | None, quorum: int, *, needed: bool) ->
         raise ValueError(f"aggregation.rule: {rule} needs aggregation.liars, how many sites may lie: 1 to {most} here")
     if liars is not None and liars > most:
         raise ValueError(f"aggregation.liars: {rule} over a quorum of {quorum} withstands at most {most}, not {liars}")
+
+
+class _Refusal(NamedTuple):
+    """What strategies cannot do, the key of the plan that asks for it, and why."""
+
+    names: tuple[StrategyName, ...]
+    key: str
+    asked: Callable[[StudyPlan], bool]
+    why: str
+
+
+_OPTIMISERS: tuple[StrategyName, ...] = ("fedavgm", "fedadam", "fedyogi")
+_SGD = "the correction is the mean gradient of a round, which only plain SGD steps leave in the update: set "
+_REFUSALS = (
+    _Refusal(
+        ("fedprox", "scaffold", "fedbn", "ditto"),
+        "strategy.name",
+        lambda plan: plan.distributed,
+        "privacy.mode is distributed: each round is one pooled step, and no site trains a model that could drift or "
+        "stay; use fedavg, fedavgm, fedadam or fedyogi",
+    ),
+    _Refusal(
+        ("ditto",),
+        "strategy.name",
+        lambda plan: plan.private,
+        "a personal model is trained on patients outside the steps that the privacy ledger charges; use fedbn, whose "
+        "local part comes of the charged steps",
+    ),
+    _Refusal(
+        ("fedprox",),
+        "training.steps",
+        lambda plan: plan.training.steps == 1,
+        "with one step a round a site never leaves the model that it is pulled to: take more steps, or fedavg",
+    ),
+    _Refusal(
+        _OPTIMISERS,
+        "training.momentum",
+        lambda plan: plan.distributed and plan.training.momentum > 0,
+        "the server's optimiser has a momentum of its own, strategy.server_momentum: set it to 0",
+    ),
+    _Refusal(("scaffold",), "training.optimiser", lambda plan: plan.training.optimiser != "sgd", f"{_SGD}it to sgd"),
+    _Refusal(("scaffold",), "training.momentum", lambda plan: plan.training.momentum > 0, f"{_SGD}it to 0"),
+    _Refusal(
+        ("scaffold",),
+        "aggregation.rule",
+        lambda plan: plan.aggregation.rule != "mean",
+        "the correction follows from the mean of all updates, and a rule that leaves some out gives another number",
+    ),
+    _Refusal(
+        ("scaffold",),
+        "aggregation.quorum",
+        lambda plan: _fewest(plan) != len(plan.sites),
+        "the corrections add up to nothing only while every site knows whether its update was in the sum, which one "
+        "that was lost cannot know: set it to the number of sites",
+    ),
+    _Refusal(
+        ("scaffold", "fedbn"),
+        "aggregation.rollback",
+        lambda plan: plan.aggregation.rollback is not None,
+        "what stays at the sites would not go back with the model: remove the line",
+    ),
+    _Refusal(
+        ("fedbn",),
+        "training.layers",
+        lambda plan: plan.training.layers == "head",
+        "the head has no normalisation that could stay at a site: use fedavg, or other layers",
+    ),
+)
+
+
+def _fewest(plan: StudyPlan) -> int | None:
+    """The quorum where the plan alone decides it."""
+    return plan.aggregation.quorum or (len(plan.sites) if plan.aggregation.mode == "plain" else None)
+
+
+def _check_strategy(plan: StudyPlan) -> None:
+    chosen = plan.strategy
+    _check_parameters(chosen)
+    for refusal in _REFUSALS:
+        if chosen.name in refusal.names and refusal.asked(plan):
+            raise ValueError(f"{refusal.key}: strategy {chosen.name}: {refusal.why}")
+
+
+def _check_parameters(chosen: Strategy) -> None:
+    own = STRATEGY_DEFAULTS.get(chosen.name, {})
+    for name in list(Strategy.model_fields)[1:]:
+        given = getattr(chosen, name) is not None
+        if given and name not in own:
+            having = [other for other in get_args(StrategyName) if name in STRATEGY_DEFAULTS.get(other, {})]
+            raise ValueError(f"strategy.{name}: {chosen.name} has none; {' and '.join(having)} do")
+        if not given and name in own:
+            raise ValueError(f"strategy.{name}: {chosen.name} needs a number; {own[name]:g} is usual")
 
 
 class Init(Section):

@@ -41,6 +41,9 @@ class SitePolicy(Section):
         allow_validation_scores: Accept a plan that rolls back: the mean Dice over this hospital's validation subjects
             then leaves it, each round, in the same sum as its update. Allowed where nothing is said: it happens only
             in studies without privacy, whose update tells of far more under the same protection.
+        allow_evaluation: Accept a plan with federated evaluation: scores of the model on this hospital's kept-back
+            subjects, and how many there are, then leave it in one sum at the end of the study. Allowed where nothing is
+            said, for the same reason, and because a plan must ask for it.
         min_sites: The fewest sites of a study.
         min_contributors: The fewest contributors of a round (a quorum of two also takes `allow_two_contributors`).
         min_collusion: The fewest colluding sites that secure aggregation holds against, beside the server; unset: no
@@ -59,6 +62,7 @@ class SitePolicy(Section):
     allow_two_contributors: bool = False
     allow_reused_models: bool = False
     allow_validation_scores: bool = True
+    allow_evaluation: bool = True
     min_sites: Annotated[int, Field(ge=1)] = 3
     min_contributors: Annotated[int, Field(ge=1)] = 1
     min_collusion: Annotated[int, Field(ge=0)] | None = None
@@ -88,6 +92,10 @@ def refusals(policy: Document[SitePolicy], manifest: Manifest, collusion: int, u
     checks = {
         **_privacy_checks(limits, manifest.plan),
         **_aggregation_checks(limits, manifest.plan.aggregation),
+        "allow_evaluation": (
+            manifest.plan.evaluation.federated and not limits.allow_evaluation,
+            "scores on this site's kept-back subjects would leave it in a sum (evaluation.federated)",
+        ),
         **_roster_checks(limits, manifest),
     }
     if manifest.plan.aggregation.mode == "secure":

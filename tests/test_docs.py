@@ -38,7 +38,8 @@ from tests.secagg.helpers import after_advertise, after_confirm, after_mask, aft
 
 ROOT = Path(__file__).resolve().parents[1]
 README, THREATS, PRIVACY = ROOT / "README.md", ROOT / "docs" / "threat-model.md", ROOT / "docs" / "privacy.md"
-DOCUMENTS = [README, THREATS, PRIVACY]
+SEGMENTATION = ROOT / "docs" / "segmentation.md"
+DOCUMENTS = [README, THREATS, PRIVACY, SEGMENTATION]
 NAME_BYTES, PARAMETERS = 8, 4_815_817
 STUDY_ID = "ab" * 16
 
@@ -236,7 +237,7 @@ def test_the_keys_of_the_policy_and_their_defaults() -> None:
     defaults = SitePolicy().model_dump()
     spelled = {True: "true", False: "false", None: "unset"}
     about = ("require_secure_aggregation", "allow_robust_rules", "allow_two_contributors", "allow_reused_models",
-             "allow_validation_scores", "min_sites", "min_contributors", "min_collusion", "tasks")  # fmt: skip
+             "allow_validation_scores", "allow_evaluation", "min_sites", "min_contributors", "min_collusion", "tasks")  # fmt: skip
     assert [row[0].strip("`") for row in found] == list(about)
     for key, default, _ in found:
         value = defaults[key.strip("`")]

@@ -47,7 +47,7 @@ def changed(old: str, new: str) -> str:
 
 def test_what_is_left_out_has_a_default() -> None:
     plan = parse_plan(PLAN, "plan.yaml").content
-    assert (plan.task, plan.network.preset, plan.image.patch) == ("feta", "base", (96, 96, 96))
+    assert (plan.task, plan.network.preset, plan.image.patch) == ("feta", "lean", (96, 96, 96))
     assert (plan.aggregation.quorum, plan.aggregation.ring, plan.private) == (None, 32, False)
     assert plan.site_names == ("a", "b", "c")
 
@@ -135,7 +135,7 @@ def test_no_is_a_site_like_any_other() -> None:
         (
             "name:",
             "image:\n  patch: [96, 96, 90]\nname:",
-            "plan.yaml:2: image.patch: each side must be a multiple of 16 for the base network, not [96, 96, 90]",
+            "plan.yaml:2: image.patch: each side must be a multiple of 16 for the lean network, not [96, 96, 90]",
         ),
         (
             "name:",
@@ -145,8 +145,8 @@ def test_no_is_a_site_like_any_other() -> None:
         ("name:", "image: {patch: [96, 96]}\nname:", "plan.yaml:1: image.patch"),
         (
             "name:",
-            "training: {patches_per_subject: 1}\nname:",
-            "training.patches_per_subject: input should be greater than or equal to 2",
+            "training: {patches_per_subject: 0}\nname:",
+            "training.patches_per_subject: input should be greater than or equal to 1",
         ),
         ("privacy: {mode: off}\n", "", "plan.yaml:1: privacy is missing"),
         ("rounds: 2", "rounds: 10000000", "schedule.rounds: input should be less than or equal to 10000, not 10000000"),
@@ -315,6 +315,17 @@ def test_a_private_study_does_not_roll_back() -> None:
     ) in refusal(open_study.replace("{mode: off}", "{mode: local, epsilon: 8}"))
 
 
+def test_a_private_study_publishes_no_evaluation() -> None:
+    open_study = PLAN + "evaluation: {federated: true}\n"
+    assert parse_plan(open_study, "p").content.evaluation.federated
+    assert not parse_plan(PLAN, "p").content.evaluation.federated
+    assert (
+        "evaluation.federated: a private study publishes no scores: they would have to be noised and charged to every "
+        "hospital's ledger, which is not offered; remove the line, and have each site score the model on its own "
+        "subjects with fedseg evaluate"
+    ) in refusal(open_study.replace("{mode: off}", "{mode: local, epsilon: 8}"))
+
+
 @pytest.mark.parametrize(
     ("rule", "most"),
     [
@@ -342,12 +353,12 @@ def test_the_plan_hash_is_that_of_canonical_json() -> None:
 
 def test_the_plan_hash_is_frozen() -> None:
     """The same plan has the same hash in every version that reads it: a change here breaks running studies."""
-    assert manifest().plan_hash == "8f872e2fb19bcf8b626def0a9f8c7baddfaf4b9ead5c1fd58563cdd9dc9caedd"
+    assert manifest().plan_hash == "1b563017895593d2406d683eec2c52c659f43c73f2cd6b0ca1ebd87cc1ea534c"
 
 
 @given(st.permutations(["a: {}", "b: {weight: 2}", "c: {}"]), st.booleans())
 def test_the_plan_hash_forgets_how_the_plan_was_written(sites: list[str], spelled_out: bool) -> None:
-    more = "network: {preset: base}\ntask: feta\n" if spelled_out else "# a comment\n"
+    more = "network: {preset: lean}\ntask: feta\n" if spelled_out else "# a comment\n"
     text = f"sites: {{{', '.join(sites)}}}\n{more}name: x\nprivacy: {{mode: 'off'}}\nschedule: {{rounds: 2}}\n"
     reference = "name: x\nprivacy: {mode: off}\nschedule:\n  rounds: 2\nsites: {a: {}, b: {weight: 2}, c: {}}\n"
     both = [manifest(plan=parse_plan(each, "p").content).plan_hash for each in (text, reference)]

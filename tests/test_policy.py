@@ -12,6 +12,7 @@ from fedseg.policy import SitePolicy, default_policy, parse_policy
 from fedseg.runtime.session import thresholds_of
 from fedseg.secagg.thresholds import Thresholds
 from tests.runtime import toy
+from tests.runtime.measured import evaluated
 
 SAMPLE = Path(__file__).parents[1] / "sample_configs" / "policy.yaml"
 TWO = 'quorum: 2, accept_two_contributors: "the hospitals already share these scans"'
@@ -171,6 +172,12 @@ def test_collusion_means_nothing_where_the_server_sees_every_update() -> None:
             "this site's validation Dice would leave it in the sum of each round (aggregation.rollback) "
             "(policy.yaml:2, allow_validation_scores)",
         ),
+        (
+            "allow_evaluation: false",
+            evaluated(toy.manifest(toy.plan())),
+            "scores on this site's kept-back subjects would leave it in a sum (evaluation.federated) "
+            "(policy.yaml:2, allow_evaluation)",
+        ),
     ],
 )
 def test_each_limit_names_its_line(text: str, manifest: Manifest, says: str) -> None:
@@ -198,6 +205,8 @@ def test_each_limit_names_its_line(text: str, manifest: Manifest, says: str) -> 
         ("min_collusion: 2", toy.manifest(toy.plan(FIVE, more="collusion: 2"))),
         ("min_sites: 3", toy.manifest(toy.plan(more="rollback: {drop: 0.1}"))),
         ("allow_validation_scores: false", toy.manifest(toy.plan())),
+        ("allow_evaluation: false", toy.manifest(toy.plan())),
+        ("min_sites: 3", evaluated(toy.manifest(toy.plan()))),
         ("allow_distributed_noise: false", private()),
         ("allow_reused_models: true", toy.manifest(toy.plan())),
     ],

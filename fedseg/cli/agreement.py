@@ -45,17 +45,23 @@ def agree(folder: SiteFolder, member: Membership) -> list[Manifest]:
     return versions
 
 
-def is_extended(folder: SiteFolder) -> bool:
-    """Whether the server goes on under another plan than that of the model here; False where it can't be asked."""
+def goes_on(folder: SiteFolder) -> bool:
+    """Whether the server goes on: under another plan than that of the model here, or by evaluating that model.
+
+    False where it can't be asked.
+    """
     from fedseg.cli.screen import err
+    from fedseg.federation.exchange import Finished, Paused
     from fedseg.plan import Manifest
 
     agreed = folder.manifest
     try:
         with folder.connect() as remote:
             newest = Manifest.from_json(remote.manifest())
+            if newest == agreed and newest.plan.evaluation.federated:
+                return not isinstance(remote.poll(None), Finished | Paused)
     except LinkError as error:
-        err.print(f"The server cannot be asked whether the study was extended: {error.what}.", markup=False)
+        err.print(f"The server cannot be asked whether the study goes on: {error.what}.", markup=False)
         return False
     return agreed is not None and newest.plan_hash != agreed.plan_hash
 

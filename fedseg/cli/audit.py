@@ -115,6 +115,7 @@ def _rounds(audit: Audit) -> Table:
         number = str(each.round) if each.attempt in (None, 1) else f"{each.round} (attempt {each.attempt})"
         back = " (back)" if each.rolled_back else ""
         change = f"{each.base_model[:HEX]} to {each.next_model[:HEX]}{back}"
+        change = f"{each.base_model[:HEX]} evaluated" if each.evaluation else change
         names = escape(", ".join(each.contributors))
         table.add_row(number, names, change, each.roster[:HEX], _thresholds(each), escape(_witnesses(each)))
     return table

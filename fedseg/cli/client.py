@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli import baseline
 from fedseg.cli import ledger as ledger_commands
-from fedseg.errors import BelowQuorum, Interrupted, UsageError
+from fedseg.errors import BelowQuorum, Interrupted
 
 if TYPE_CHECKING:
     import threading
@@ -31,6 +30,7 @@ FIRST_CONTACT_S = 20.0
 
 app = typer.Typer(help="For a hospital: take part in a study.", no_args_is_help=True)
 app.add_typer(ledger_commands.app, name="ledger")
+baseline.register(app)
 
 
 @app.callback()
@@ -62,9 +62,10 @@ def join(
 ) -> None:
     """Enrol, check the data, show what will happen, compare the roster, train, end with the study.
 
-    Run it again to go on, also where the study was complete here and the coordinator has extended it.
+    Run it again to go on, also where the study was complete here and the coordinator has extended or evaluates it.
     """
-    from fedseg.cli.agreement import agree, is_extended
+    from fedseg.cli.agreement import agree, goes_on
+    from fedseg.cli.enrolment import amend, first_time
     from fedseg.cli.screen import Screen, stopping
     from fedseg.runtime.patience import patiently
     from fedseg.runtime.preparation import bytes_needed
@@ -75,11 +76,11 @@ def join(
     folder = SiteFolder(state)
     first = None
     if invite is not None:
-        first = _first_time(folder, invite, data, labels, policy, ledger)
+        first = first_time(folder, invite, data, labels, policy, ledger)
     else:
         folder = SiteFolder.open(state)
-        _amend(folder, data, labels, policy, ledger)
-        if folder.model.is_file() and not is_extended(folder):
+        amend(folder, data, labels, policy, ledger)
+        if folder.model.is_file() and not goes_on(folder):
             _print_end(folder, "The study is complete.")
             return
     try:
@@ -121,81 +122,6 @@ def approve_roster(
     print_words(out, approved)
     out.print("A `join` that waits goes on by itself; otherwise:", markup=False)
     out.print(f"  fedseg client join --state {quote(str(state))}", markup=False)
-
-
-def _amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None) -> None:
-    """Change what was given at the first `join`, as long as the study has not been agreed to.
-
-    Raises:
-        UsageError: if it has been.
-    """
-    from fedseg.runtime.hospital import Hospital
-
-    given = {"data": data, "labels": labels, "policy": policy, "ledger": ledger}
-    changed = [name for name, value in given.items() if value is not None]
-    if not changed:
-        return
-    if folder.manifest is not None:
-        hint = f"go on with: fedseg client join --state {folder.root}"
-        raise UsageError(f"--{changed[0]} cannot be changed once the study is agreed to", hint=hint)
-    member = folder.membership
-    scans = Path(member.data) if data is None else data.resolve()
-    hospital = Hospital(scans, Path.home())
-    folder.remember(
-        replace(
-            member,
-            data=str(scans),
-            labels=_labels(labels) or member.labels,
-            policy=member.policy if policy is None else _policy_text(policy),
-            ledger=str(hospital.ledger_folder(ledger) if ledger else hospital.kept_ledger(Path(member.ledger))),
-        )
-    )
-
-
-def _labels(given: str | None) -> str | None:
-    """What was given with --labels, checked; a file by its full path."""
-    from fedseg.imaging.bids import given_table
-
-    given_table(given)
-    return str(Path(given).resolve()) if given is not None and Path(given).is_file() else given
-
-
-def _policy_text(path: Path) -> str:
-    """A policy's text, checked."""
-    from fedseg.cli.files import load_policy, read_text
-
-    text = read_text(path, "policy")
-    load_policy(text, str(path))
-    return text
-
-
-def _first_time(
-    folder: SiteFolder, text: str, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None
-) -> Callable[[], None]:
-    """Check everything that can be checked here; returns the enrolment itself, which uses the invite up."""
-    from fedseg.cli.files import require_folder
-    from fedseg.cli.screen import err
-    from fedseg.rpc.invites import Invite
-    from fedseg.runtime.hospital import Hospital
-
-    if data is None:
-        raise UsageError("--data is missing", hint="name this site's BIDS folder: --data BIDS_DIR")
-    invite = Invite.decode(text)
-    folder.refuse_other_study(invite)
-    require_folder(data, "folder")
-    agreed = None if policy is None else _policy_text(policy)
-    invite.require_unexpired(time.time())
-    place = Hospital(data, Path.home()).ledger_folder(ledger)
-    if place.is_relative_to(folder.root.resolve()):
-        hint = "one ledger serves all studies: name a folder that outlives this one"
-        raise UsageError("the ledger cannot lie in the state folder", where=str(place), hint=hint)
-    where, table = data.resolve(), _labels(labels)
-
-    def enrol() -> None:
-        folder.enrol(invite, data=where, labels=table, ledger=place, policy=agreed, now=time.time())
-        err.print(f"Enrolled as {invite.site}; this site's keys are in {folder.root / 'keys'}", markup=False)
-
-    return enrol
 
 
 def _check_data(manifest: Manifest, member: Membership) -> Dataset:
@@ -281,9 +207,11 @@ def _take_part(
     from fedseg.runtime.charging import require_unchanged
     from fedseg.runtime.extension import append_versions
     from fedseg.runtime.model_file import write_model
+    from fedseg.runtime.personal_model import write_personal
     from fedseg.runtime.pinning import roster_in_force
     from fedseg.runtime.preparation import make_trainer, prepare_training, prepare_validation, require_network
     from fedseg.runtime.site import SiteRunner
+    from fedseg.runtime.site_scoring import SiteScorer
 
     def prepared(done: int, of: int) -> None:
         screen.bar("preparing scans", done, of)
@@ -309,6 +237,7 @@ def _take_part(
             confirm=lambda enrolled: roster_in_force(folder, manifest, identity.site, enrolled),
             may_reuse=policy.allow_reused_models,
             charger=charger,
+            scorer=SiteScorer(manifest, layout, dataset, folder.root) if plan.evaluation.federated else None,
             entropy=secrets.token_bytes,
             notify=screen,
             stop=stop,
@@ -316,6 +245,8 @@ def _take_part(
         finished = runner.run()
         if runner.released is not None:
             write_model(folder.model, manifest, layout, runner.released, finished.history)
+        if (own := runner.personal) is not None:
+            write_personal(folder.personal, manifest, layout, own, finished.history, identity.site)
         runner.say_goodbye(finished)
     folder.erase_updates()
     closed, rounds = len(finished.history), plan.schedule.rounds
@@ -340,9 +271,12 @@ def _print_end(folder: SiteFolder, what: str) -> None:
 
     out.print(what)
     out.print(f"  model    {folder.model}", markup=False)
+    if folder.personal.is_file():
+        out.print(f"  personal {folder.personal}  (this site's own: it was never sent)", markup=False)
     out.print("Next:", markup=False)
     out.print(
         f"  fedseg evaluate {quote(str(folder.model))} --data {quote(folder.membership.data)} --out DIR", markup=False
     )
+    out.print(f"  fedseg client baseline --state {quote(str(folder.root))}  # did joining help?", markup=False)
     out.print(f"  fedseg privacy-report {quote(str(folder.root))}", markup=False)
     out.print(f"  fedseg audit verify {quote(str(folder.root))}", markup=False)

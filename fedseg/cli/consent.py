@@ -35,9 +35,11 @@ def consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool)
         "all sites": ", ".join(plan.site_names),
         "trains on": f"{counts['train']} here; {counts['validation']} validation, {counts['test']} test stay out",
         **({"scores on": f"{counts['validation']} validation"} if plan.aggregation.rollback is not None else {}),
+        **({"evaluates on": _evaluation_line(manifest, counts["test"])} if plan.evaluation.federated else {}),
         "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps",
         "starts from": starting_line(manifest),
         "trains": training_line(manifest),
+        **({"strategy": strategy_line(manifest)} if plan.strategy.name != "fedavg" else {}),
         "privacy": privacy_line(manifest),
         **({"trust": _trust_line(manifest)} if plan.distributed else {}),
         "aggregation": _aggregation_line(manifest),
@@ -67,9 +69,11 @@ def consent_to_extension(agreed: Manifest, manifest: Manifest, member: Membershi
     for what, before, after in changes(agreed, manifest):
         table.add_row(what, Text(before), Text(after))
     err.print(table)
+    beside = " beside those scores" if manifest.plan.evaluation.federated > agreed.plan.evaluation.federated else ""
     err.print(
         f"Unchanged: the server ({member.address}), the sites ({', '.join(manifest.plan.site_names)}), the task, what "
-        "trains and from where, how updates are joined, and what leaves here. Rounds so far stay as they were charged.",
+        f"trains and from where, how updates are joined, and what leaves here{beside}. Rounds so far stay as they were "
+        "charged.",
         markup=False,
     )
     if not yes:
@@ -87,6 +91,8 @@ def changes(agreed: Manifest, manifest: Manifest) -> list[tuple[str, str, str]]:
         ("plan hash", agreed.plan_hash[:16], manifest.plan_hash[:16]),
         ("rounds", f"{old.schedule.rounds}", f"{new.schedule.rounds}, of which {begun} were begun"),
     ]
+    if new.evaluation.federated and not old.evaluation.federated:
+        rows += [("evaluates on", "no subject", _evaluation_line(manifest, None))]
     if new.private:
         spent = epsilon(past_events(manifest.parent), new.privacy.delta)
         rows += [
@@ -100,6 +106,17 @@ def changes(agreed: Manifest, manifest: Manifest) -> list[tuple[str, str, str]]:
             ("noise multiplier", f"{agreed.noise_multiplier:g}", f"{manifest.noise_multiplier:g}"),
         ]
     return rows
+
+
+def _evaluation_line(manifest: Manifest, subjects: int | None) -> str:
+    """Who is scored at the end, and who can know what of it."""
+    who = "the test subjects" if subjects is None else f"{subjects} test"
+    if manifest.plan.aggregation.mode != "secure":
+        return f"{who}, at the end; PLAIN: the server sees how many they are, and their mean scores"
+    return (
+        f"{who}, at the end: their number and scores, added up over at least {manifest.quorum} sites, are published; "
+        "if all others collude, or have none, they know this site's"
+    )
 
 
 def _ask_to_take_part(question: str) -> None:
@@ -143,7 +160,21 @@ def training_line(manifest: Manifest) -> str:
     """Which of the network's parameters train."""
     layers = {"all": "all layers", "head": "the head alone", "norms": "the normalisation layers alone"}
     named = layers.get(manifest.plan.training.layers, f"the {manifest.plan.training.layers} alone")
-    return f"{named}: {manifest.dimension:,} of {manifest.parameters:,} parameters"
+    together = " with the other sites" if manifest.plan.strategy.name == "fedbn" else ""
+    return f"{named}: {manifest.dimension:,} of {manifest.parameters:,} parameters{together}"
+
+
+def strategy_line(manifest: Manifest) -> str:
+    """How rounds move the study where it isn't FedAvg, and what of training stays at a site."""
+    chosen = manifest.plan.strategy
+    lines = {
+        "fedprox": f"fedprox: training is pulled to each round's first model (mu {chosen.proximal})",
+        "scaffold": "scaffold: sites correct the drift of their training; this site's correction stays here",
+        "fedbn": "fedbn: scale and shift of normalisation stay here, in a personal model that is never sent",
+        "ditto": f"ditto: a personal model is trained here beside the shared one (lambda {chosen.proximal}), in as "
+        "many steps again; it is never sent",
+    }
+    return lines.get(chosen.name, f"{chosen.name}: an optimiser at the server takes the mean update")
 
 
 def _trust_line(manifest: Manifest) -> str:
@@ -169,6 +200,8 @@ def _leaving_line(manifest: Manifest) -> str:
         score = "; a mean validation Dice" + (", only inside the sum" if secure else "")
     size = 4 * encoding_of(manifest).length / 1e6
     what = "noised sum of gradients" if plan.distributed else "update"
+    if plan.evaluation.federated:
+        score += "; at the end, how many test subjects, and their scores" + (", only inside a sum" if secure else "")
     counts = "; how much of the ledger's budget is used" if plan.private else ""
     return (
         f"one {'masked ' if secure else ''}{what} of {size:.1f} MB a round; no scan, label, id or count{score}{counts}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,70 +40,34 @@ def synthesize(
             on_subject=lambda done: screen.bar("making subjects up", done, subjects),
         )
     out.print(f"{subjects} made-up subjects are in {folder}", markup=False)
-    out.print(f"Next: fedseg data check {quote(str(folder))} --plan PLAN", markup=False)
+    out.print(f"Next: fedseg data check {quote(str(folder))}", markup=False)
 
 
-@app.command(epilog="Example: fedseg data check /data/fetal --plan sample_configs/atlas.yaml")
+@app.command(epilog="Example: fedseg data check /data/fetal --plan sample_configs/atlas.yaml --picture sheet.html")
 def check(
     data: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="BIDS folder, or a CSV of pairs.")],
-    plan: Annotated[Path, typer.Option(help="The study plan.")],
+    plan: Annotated[Path | None, typer.Option(help="The study plan; says task and voxel size.")] = None,
+    task: Annotated[str | None, typer.Option(help="Without a plan: feta (tissues) or brain_mask.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="Where the data set has no dseg.tsv: feta, fidon, drawem, bounti, or a table file."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Contact sheet of all scans (.html): patient data.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Would these scans do? Says what is wrong with which. Nothing is changed, nothing leaves this machine."""
-    from dataclasses import asdict
+    """Would these scans do? Says what is wrong with which: 0 if they would, 1 if training on them would be refused.
 
-    from fedseg.cli.files import load_plan
-    from fedseg.cli.screen import out
-    from fedseg.imaging.bids import SPLITS, load_dataset
-    from fedseg.labels import scheme
+    Nothing is changed, and nothing leaves this machine. If a coordinator asks, `counts` in the JSON is what may be
+    told: kinds and numbers, no id, file or value.
+    """
+    from fedseg.cli.checking import checked, print_document, print_findings
 
-    content = load_plan(plan).content
-    dataset = load_dataset(data, labels=labels, scheme=scheme(content.task), strict=False)
-    findings = _findings(dataset, content)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
-    if as_json:
-        typer.echo(
-            json.dumps({"usable": not errors, "subjects": counts, "findings": [asdict(each) for each in findings]})
-        )
-    else:
-        _print(findings, dataset.root)
-        numbers = ", ".join(f"{count} {split}" for split, count in counts.items())
-        verdict = "These scans would do" if not errors else f"{len(errors)} errors: these scans would be refused"
-        out.print(f"{verdict} ({numbers} subjects, {len(findings) - len(errors)} warnings).")
-    if errors:
+    result = checked(data, plan=plan, task=task, labels=labels, picture=picture, as_json=as_json)
+    (print_document if as_json else print_findings)(result)
+    if result.errors:
         raise typer.Exit(EXIT_FAILED)
-
-
-def _findings(dataset: Dataset, plan: StudyPlan) -> list[Any]:
-    from fedseg.imaging.quality import check as check_dataset
-    from fedseg.labels import scheme
-
-    return check_dataset(dataset, scheme=scheme(plan.task), spacing_mm=plan.image.spacing_mm)
-
-
-def _print(findings: list[Any], root: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    from fedseg.cli.screen import out
-
-    if not findings:
-        return
-    table = Table("subject", "severity", Column("what", overflow="fold"), Column("hint", overflow="fold"))
-    for finding in findings:
-        colour = "red" if finding.severity == "error" else "yellow"
-        parts = (
-            finding.subject,
-            f"[{colour}]{finding.severity}[/]",
-            f"{escape(finding.what)}\n[dim]{escape(finding.file.removeprefix(f'{root}/'))}[/]",
-        )
-        table.add_row(*parts, escape(finding.hint))
-    out.print(table)
 
 
 def require_usable(dataset: Dataset, plan: StudyPlan) -> None:
@@ -113,13 +76,22 @@ def require_usable(dataset: Dataset, plan: StudyPlan) -> None:
     Raises:
         DataError: naming the first error.
     """
-    from fedseg.cli.screen import err
+    from fedseg.cli.screen import Screen, err
+    from fedseg.imaging.quality.check import check as check_dataset
+    from fedseg.labels import scheme
 
-    findings = _findings(dataset, plan)
+    with Screen(None) as screen:
+        findings = check_dataset(
+            dataset,
+            scheme=scheme(plan.task),
+            spacing_mm=plan.image.spacing_mm,
+            n4=plan.image.n4,
+            on_scan=lambda _scan, _found, done, of: screen.bar("checking scans", done, of),
+        )
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         more = f" ({len(errors) - 1} more: fedseg data check)" if len(errors) > 1 else ""
         raise DataError(errors[0].what + more, where=errors[0].file, hint=errors[0].hint or None)
-    warnings = Counter(finding.what for finding in findings)
+    warnings = Counter(finding.what for finding in findings if finding.severity == "warning")
     for what, count in warnings.items():
         err.print(f"data: {what} ({count} of the scans; more: fedseg data check)", markup=False)

@@ -256,9 +256,10 @@ def _scores(out: Path, first: Path) -> dict[str, dict[str, float]]:
 
 def _dice(model: Path, data: Path, site: str) -> float:
     from fedseg.metrics.summary import summarise
-    from fedseg.runtime.segmentation import Segmenter, evaluate, evaluation_data
+    from fedseg.runtime.prediction import Segmenter
+    from fedseg.runtime.scoring import evaluate, evaluation_data
 
-    segmenter = Segmenter(model)
+    segmenter = Segmenter([model])
     dataset, split = evaluation_data(data, segmenter.scheme, None, "test")
     scored = [each.scores for each in evaluate(segmenter, dataset, split, site, lambda _done, _of: None)]
     return float(summarise(scored)["dice"]["mean"])
@@ -267,8 +268,9 @@ def _dice(model: Path, data: Path, site: str) -> float:
 def _write_page(model: Path, data: Path, out: Path, site: str) -> float:
     """The evaluation that `fedseg evaluate` writes; its mean Dice."""
     from fedseg.runtime.reporting import write_evaluation
+    from fedseg.runtime.scoring import Source
 
-    document = write_evaluation(model, data, out, labels=None, split="test", site=site, on_case=lambda _done, _of: None)
+    document = write_evaluation([model], [Source(data, site=site)], out, split="test")
     return float(document["summary"]["dice"]["mean"])
 
 

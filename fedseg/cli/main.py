@@ -22,7 +22,8 @@ from fedseg.cli import (
     client,
     data,
     demo,
-    model,
+    evaluate,
+    predict,
     pretrain,
     privacy,
     privacy_audit,
@@ -51,7 +52,8 @@ app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(data.app, name="data")
 app.add_typer(audit.app, name="audit")
-model.register(app)
+predict.register(app)
+evaluate.register(app)
 pretrain.register(app)
 privacy_plan.register(app)
 privacy.register(app)

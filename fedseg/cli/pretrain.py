@@ -98,12 +98,18 @@ def _facts(result: Pretrained) -> dict[str, object]:
     }
 
 
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes: `0.4 s`, `38 s`, `5.0 minutes`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
 def _show(result: Pretrained, plan: Path | None) -> None:
     from fedseg.cli.screen import out
 
-    out.print(
-        f"Pretrained: {result.steps} steps, {result.seconds / 60:.1f} minutes. Model: {result.model}", markup=False
-    )
+    steps = f"{result.steps} step{'s' if result.steps != 1 else ''}"
+    out.print(f"Pretrained: {steps}, {duration(result.seconds)}. Model: {result.model}", markup=False)
     out.print(f"  trained on  {result.card.privacy['trained_on']}", markup=False)
     named = "PLAN" if plan is None else quote(str(plan))
     model = quote(str(result.model))

@@ -65,7 +65,9 @@ def privacy_plan(
     mode: Annotated[
         Literal["local", "distributed"] | None, typer.Option(help="Whose noise protects a subject; local unless given.")
     ] = None,
-    network: Annotated[Literal["small", "base"] | None, typer.Option(help="Its size; base unless given.")] = None,
+    network: Annotated[
+        Literal["small", "base", "lean"] | None, typer.Option(help="Its size; lean unless given.")
+    ] = None,
     layers: Annotated[
         Literal["all", "decoder", "head", "norms"] | None, typer.Option(help="Layers that train; all unless given.")
     ] = None,
@@ -124,7 +126,7 @@ def _described(given: Mapping[str, Any]) -> dict[str, Any]:
     steps = given.get("steps", 1 if mode == "distributed" else 10)
     return {
         "name": "described by options",
-        "network": {"preset": given.get("network", "base")},
+        "network": {"preset": given.get("network", "lean")},
         "training": {"steps": steps, "optimiser": "sgd", "layers": given.get("layers", "all")},
         "privacy": privacy | ({"sampling_rate": given["rate"]} if "rate" in given else {}),
         "aggregation": {"mode": "plain" if count < 3 and mode == "local" else "secure"},

@@ -61,6 +61,14 @@ def _encoded(event: events.Encoded) -> str:
     )
 
 
+def evaluated(event: events.Evaluated) -> str:
+    """The outcome of an evaluation, in words."""
+    sites = f"{len(event.contributors)} sites"
+    if event.dice is None:
+        return f"evaluation (round {event.round}): none of {sites} has kept-back subjects"
+    return f"evaluation (round {event.round}): mean Dice {event.dice:.3f} over {event.subjects} subjects of {sites}"
+
+
 LINES: dict[type, Callable[[Any], str]] = {
     events.Waiting: lambda event: f"waiting: {event.reason}",
     events.RoundStarted: _started,
@@ -76,6 +84,11 @@ LINES: dict[type, Callable[[Any], str]] = {
         f"round {event.round} closed without this site, which takes what it made on the server's word; "
         "fedseg audit verify compares it with the other parties' logs"
     ),
+    events.EvaluationStarted: lambda event: (
+        f"round {event.round}: the model is evaluated on kept-back subjects"
+        + (f" (attempt {event.attempt})" if event.attempt > 1 else "")
+    ),
+    events.Evaluated: evaluated,
     events.Note: lambda event: event.text,
 }
 
@@ -151,6 +164,8 @@ class Screen:
         match event:
             case events.Training():
                 self.bar(f"round {event.round}: training", event.step, event.steps)
+            case events.Scoring():
+                self.bar("evaluating on this site's kept-back subjects", event.done, event.scans)
             case events.Transfer():
                 self.bar(f"{event.what} (kB)", event.done // 1000, event.size // 1000)
             case events.RoundStarted():

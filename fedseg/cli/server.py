@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fedseg.runtime.study import StudyFolder
 
 app = typer.Typer(help="For the coordinator: run the aggregation server.", no_args_is_help=True)
 
@@ -22,6 +25,10 @@ def start(
     bind: Annotated[
         str | None, typer.Option(help="HOST:PORT to listen on; by default the study's port on all addresses.")
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Of a complete study: have the sites evaluate its model, as its plan allows."),
+    ] = False,
 ) -> None:
     """Run the server until the study is complete; start it again to go on after a stop."""
     from fedseg.cli.screen import Screen, out, stopping
@@ -39,9 +46,9 @@ def start(
     address = bind or f"0.0.0.0:{split_address(study.address)[1]}"
     if not address.endswith(":0"):
         split_address(address)
-    again = f"go on with: fedseg server start {quote(str(folder))}"
+    again = f"go on with: fedseg server start {quote(str(folder))}" + (" --evaluate" if evaluate else "")
     with exclusive(folder), stopping() as stop, Screen(study.log) as screen:
-        coordinator = serve(study, address, notify=screen, stop=stop)
+        coordinator = serve(study, address, notify=screen, stop=stop, evaluate=evaluate)
     if coordinator.state is not StudyState.COMPLETE:
         if stop.is_set():
             raise Interrupted("the server was stopped; closed rounds are kept", where=str(folder), hint=again)
@@ -55,7 +62,26 @@ def start(
     if late:
         again = f"fedseg server start {quote(str(folder))}"
         out.print(f"  {', '.join(late)} have not fetched it; to hand it out: {again}", markup=False)
+    _print_evaluation(study, evaluate)
     out.print("Next:", markup=False)
     out.print(f"  fedseg evaluate {quote(str(study.model))} --data BIDS_DIR --out DIR", markup=False)
     out.print(f"  fedseg privacy-report {quote(str(folder))}", markup=False)
     out.print(f"  fedseg audit verify {quote(str(folder))}", markup=False)
+
+
+def _print_evaluation(study: StudyFolder, asked: bool) -> None:
+    """What the sites have said of the model, in a study whose plan has them say it."""
+    from fedseg.cli.federated_evaluation import sentence
+    from fedseg.cli.screen import out
+    from fedseg.runtime.evaluations import newest_of
+
+    manifest, book = study.manifest, study.db.rounds()
+    if not manifest.plan.evaluation.federated:
+        return
+    found = newest_of(manifest, book, study.enrolled().server_key)
+    if found is not None:
+        out.print(f"  {sentence(found)}", markup=False)
+        out.print(f"  see it by tissue: fedseg evaluate --federated {quote(str(study.root))}", markup=False)
+        return
+    why = "no evaluation could be closed; the log says why" if asked else "its evaluation could not be closed"
+    out.print(f"  {why}. To try again: fedseg server start {quote(str(study.root))} --evaluate", markup=False)

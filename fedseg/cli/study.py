@@ -121,13 +121,16 @@ def privacy_line(manifest: Manifest) -> str:
 @app.command(epilog="Example: fedseg study extend my-study --rounds 5 --epsilon 10")
 def extend(
     folder: Study,
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds more.")],
+    rounds: Annotated[int, typer.Option(min=0, help="How many rounds more; 0 only with --evaluate.")],
     epsilon: Annotated[
         float | None, typer.Option(help="Privacy budget of all rounds together, past ones too; by default as it was.")
     ] = None,
     reserve: Annotated[
         int | None, typer.Option(min=0, help="Reserve rounds of the extended plan; by default as many as it had.")
     ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Add federated evaluation to a plan that has none.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Add rounds to a study, complete or not, while its server is stopped. Every site must agree again."""
@@ -139,7 +142,7 @@ def extend(
     study = StudyFolder.open(folder)
     with exclusive(folder):
         old = study.manifest
-        new = study.extend(rounds, epsilon=epsilon, reserve=reserve)
+        new = study.extend(rounds, epsilon=epsilon, reserve=reserve, evaluate=evaluate)
     if as_json:
         facts = {"folder": str(folder), "plan_hash": new.plan_hash, "extends": old.plan_hash}
         typer.echo(json.dumps(facts | new.model_dump(mode="json")))

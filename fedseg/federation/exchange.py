@@ -118,11 +118,13 @@ class Finished:
 
     Attributes:
         head: The final model.
-        history: (round, contributors) of every closed round.
+        history: (round, contributors) of every closed round that trained.
+        evaluation: The round of the newest published evaluation of that model; 0 where there is none.
     """
 
     head: Head
     history: tuple[tuple[int, tuple[str, ...]], ...]
+    evaluation: int = 0
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,9 @@ class Link(Protocol):
 
     def published(self, round_number: int, progress: Progress) -> Published:
         """The sum of a closed round."""
+
+    def evaluated(self, round_number: int, progress: Progress) -> Published:
+        """The sum of an evaluation."""
 
     def holds(self, model_hash: str) -> None:
         """Say that this site has stored the study's final model: it needs the server no more."""

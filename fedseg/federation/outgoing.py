@@ -38,7 +38,7 @@ class Outgoing:
     what: str
     classification: Classification
     why: str
-    where: Literal["all", "private", "not private", "scored"] = "all"
+    where: Literal["all", "private", "not private", "scored", "evaluated"] = "all"
 
 
 _SESSION = "the name of the round's session: a hash of what the server itself has offered"
@@ -68,6 +68,15 @@ OUTGOING: tuple[Outgoing, ...] = (
         "scored",
     ),
     Outgoing(
+        "UploadPart.chunk",
+        "once, at the end, and in an upload of its own: how many test subjects there are, and sums of their Dice, HD95 "
+        "and volume similarity; under secure aggregation masked, so that only sums over sites are seen, by all",
+        "declared",
+        "it depends on subjects that never trained and is not noised; where all other contributors collude, or have no "
+        "such subjects, they know this site's; only plans with federated evaluation have it, and no private one",
+        "evaluated",
+    ),
+    Outgoing(
         "UploadHeader.digest",
         "a hash of session, sender, contributors and the vector as it is sent",
         "accounted",
@@ -88,7 +97,7 @@ OUTGOING: tuple[Outgoing, ...] = (
         "made from the hash with the site's own key",
     ),
     Outgoing("UploadHeader.session", _SESSION, "nothing personal", *_SESSIONS),
-    Outgoing("UploadHeader.size", "the length of the vector", "nothing personal", "the network's size, a constant"),
+    Outgoing("UploadHeader.size", "the length of the vector", "nothing personal", "a constant of the plan"),
     Outgoing(
         "ClaimLedgerRequest.rounds",
         "how many rounds the ledger has charged to this study",
@@ -267,5 +276,6 @@ def leaving(plan: StudyPlan) -> Iterator[Outgoing]:
         "private": plan.private,
         "not private": not plan.private,
         "scored": plan.aggregation.rollback is not None,
+        "evaluated": plan.evaluation.federated,
     }
     return (each for each in OUTGOING if sent[each.where])

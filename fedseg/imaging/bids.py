@@ -12,13 +12,22 @@ isn't background in its label map.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import DataError
 from fedseg.imaging.nifti import read_header
-from fedseg.imaging.tables import Participant, Row, read_pairs, read_participants, read_text, refuse_mixed_units
+from fedseg.imaging.tables import (
+    Participant,
+    Row,
+    Tell,
+    read_pairs,
+    read_participants,
+    read_text,
+    refuse,
+    refuse_mixed_units,
+)
 from fedseg.imaging.transforms import refuse_stack
 from fedseg.labels import BRAIN_MASK, TABLES, LabelScheme, class_map, named_table, parse_dseg_tsv
 from fedseg.privacy.identity import spelling
@@ -95,7 +104,7 @@ class Dataset:
         root: Its folder (of a CSV: the folder that holds it).
         cases: By subject, then file name.
         scheme: The scheme that the labels are read for.
-        problems: What is wrong with single cases; empty after `load_dataset` with `strict`.
+        problems: What is wrong with single cases and cells; empty after `load_dataset` with `strict`.
         absent: Subjects that participants.tsv lists and that have no scan.
     """
 
@@ -164,7 +173,8 @@ def load_dataset(
         labels: A known table (`feta`, `fidon`, `drawem`, `bounti`) or a table file; overrides every dseg.tsv.
         scheme: The study's scheme.
         require_labels: Whether a scan without labels is a fault; False for prediction.
-        strict: Raise the first fault of a single case; False keeps all of them in `problems`.
+        strict: Raise the first fault of a table or a single case; False keeps all of them in `problems`, and reads a
+            cell that is wrong as empty.
 
     Raises:
         DataError: No such folder; no scan in it; scans without labels; two subjects with one id; a raw stack of thick
@@ -178,8 +188,12 @@ def load_dataset(
         raise DataError("this is a file, not a folder or a .csv of pairs", where=str(root))
     base = root.parent if is_csv else root
     needed = _needed(scheme) if require_labels else None
-    found = _csv_cases(root, override) if is_csv else _bids_cases(root, override, needed)
-    problems = [*found.problems, *_problems(found.cases, scheme, require_labels)]
+    told: list[DataError] = []
+    tell = refuse if strict else told.append
+    found = _csv_cases(root, override, tell) if is_csv else _bids_cases(root, override, needed, tell)
+    if not found.cases and not found.problems and not told:
+        raise DataError("no scan in this table", where=str(root), hint="one row a scan: image,label[,subject,...]")
+    problems = [*told, *found.problems, *_problems(found.cases, scheme, require_labels)]
     if strict and problems:
         raise _first(problems)
     return Dataset(base, tuple(found.cases), scheme, tuple(problems), found.absent)
@@ -207,7 +221,7 @@ def _first(problems: list[DataError]) -> DataError:
     return DataError(first.what, where=first.where, hint=hint or None)
 
 
-def _bids_cases(root: Path, override: LabelTable | None, needed: str | None) -> _Found:
+def _bids_cases(root: Path, override: LabelTable | None, needed: str | None, tell: Tell) -> _Found:
     """Cases of a BIDS folder."""
     images = sorted(path for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for path in _scans(root, pattern, "T2w"))
     if not images:
@@ -217,10 +231,11 @@ def _bids_cases(root: Path, override: LabelTable | None, needed: str | None) -> 
             hint="expected sub-X/anat/sub-X_T2w.nii.gz (BIDS), or give a .csv with the columns image,label",
         )
     table = root / "participants.tsv"
-    participants = read_participants(table)
+    participants = read_participants(table, tell)
     subjects = {_subject(image, root) for image in images}
-    refuse_mixed_units(dict.fromkeys(subjects, Participant()) | participants, table)
-    _refuse_lookalikes(subjects | set(participants), participants.values(), str(root))
+    people = dict.fromkeys(subjects, Participant()) | participants
+    refuse_mixed_units(people, table, tell)
+    _refuse_lookalikes(people, str(root), tell)
     found = _Found([], [], tuple(sorted(set(participants) - subjects)))
     for image in images:
         try:
@@ -253,13 +268,17 @@ def _bids_case(
     )
 
 
-def _csv_cases(path: Path, override: LabelTable | None) -> _Found:
+def _csv_cases(path: Path, override: LabelTable | None, tell: Tell) -> _Found:
     """Cases of a CSV of pairs."""
-    rows = read_pairs(path)
-    if not rows:
-        raise DataError("no scan in this table", where=str(path), hint="one row a scan: image,label[,subject,...]")
-    _refuse_lookalikes({row.subject for row in rows}, [row.participant for row in rows], str(path))
-    return _Found([_csv_case(row, path.parent, override) for row in rows], [])
+    rows = read_pairs(path, tell)
+    _refuse_lookalikes({row.subject: row.participant for row in rows}, str(path), tell)
+    found = _Found([], [])
+    for row in rows:
+        try:
+            found.cases.append(_csv_case(row, path.parent, override))
+        except DataError as error:
+            found.problems.append(error)
+    return found
 
 
 def _csv_case(row: Row, root: Path, override: LabelTable | None) -> Case:
@@ -318,15 +337,22 @@ def _subject(image: Path, root: Path) -> str:
     return folder
 
 
-def _refuse_lookalikes(subjects: set[str], people: Iterable[Participant], where: str) -> None:
-    """DataError where two ids, or two subject_keys, would be one on other systems and in the privacy ledger."""
-    keys = {person.subject_key for person in people if person.subject_key is not None}
-    for names, what in ((subjects, "subjects with one id"), (keys, "subject_keys that read alike")):
-        seen: dict[str, str] = {}
-        for name in sorted(names):
-            first = seen.setdefault(spelling(name), name)
-            if first != name:
-                raise DataError(f"two {what}: '{first}' and '{name}'", where=where, hint="rename one")
+def _refuse_lookalikes(people: Mapping[str, Participant], where: str, tell: Tell) -> None:
+    """A fault where two ids, or two subject_keys, would be one on other systems and in the privacy ledger.
+
+    A subject_key is not quoted: it is a cell like any other, and says more of a person than an id.
+    """
+    ids: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    for subject in sorted(people):
+        first = ids.setdefault(spelling(subject), subject)
+        if first != subject:
+            tell(DataError(f"two subjects with one id: '{first}' and '{subject}'", where=where, hint="rename one"))
+        key = people[subject].subject_key
+        other = subject if key is None else keys.setdefault(spelling(key), subject)
+        if people[other].subject_key != key:
+            what = f"two subject_keys that read alike: those of subjects '{other}' and '{subject}'"
+            tell(DataError(what, where=where, hint="rename one"))
 
 
 def entities(path: Path) -> dict[str, str]:

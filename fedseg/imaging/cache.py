@@ -40,6 +40,7 @@ class PreparedCache:
         *,
         scheme: LabelScheme,
         spacing_mm: float,
+        n4: bool = False,
     ) -> str:
         """Hex SHA-256 of everything that `prepare` depends on."""
         facts = {
@@ -49,6 +50,7 @@ class PreparedCache:
             "class_map": None if class_map is None else sorted(class_map.items()),
             "scheme": [scheme.name, *scheme.tissues],
             "spacing_mm": float(spacing_mm),
+            "n4": n4,
             "margin_mm": MARGIN_MM,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -61,6 +63,7 @@ class PreparedCache:
         *,
         scheme: LabelScheme,
         spacing_mm: float,
+        n4: bool = False,
     ) -> Prepared:
         """The prepared scan, from the folder or computed and put there.
 
@@ -68,12 +71,12 @@ class PreparedCache:
             DataError: As `read_image`, `read_labels` and `prepare`.
             StorageError: The folder can't be written.
         """
-        key = self.key(image, labels, class_map, scheme=scheme, spacing_mm=spacing_mm)
+        key = self.key(image, labels, class_map, scheme=scheme, spacing_mm=spacing_mm, n4=n4)
         path = self.folder / f"{key}.npz"
         kept = _load(path)
         if kept is not None:
             return kept
-        result = prepare_files(image, labels, class_map, scheme=scheme, spacing_mm=spacing_mm)
+        result = prepare_files(image, labels, class_map, scheme=scheme, spacing_mm=spacing_mm, n4=n4)
         write_whole(path, _dump(result))
         return result
 
@@ -85,18 +88,21 @@ def prepare_files(
     *,
     scheme: LabelScheme,
     spacing_mm: float,
+    n4: bool = False,
 ) -> Prepared:
     """Read and `prepare`, without a cache."""
     label_map = None if labels is None else read_labels(labels)
-    return prepare(read_image(image), label_map, class_map, spacing_mm=spacing_mm, scheme=scheme)
+    return prepare(read_image(image), label_map, class_map, spacing_mm=spacing_mm, scheme=scheme, n4=n4)
 
 
-def prepare_case(dataset: Dataset, case: Case, *, spacing_mm: float, cache: PreparedCache | None = None) -> Prepared:
+def prepare_case(
+    dataset: Dataset, case: Case, *, spacing_mm: float, n4: bool = False, cache: PreparedCache | None = None
+) -> Prepared:
     """A case of a data set as the network sees it, through the cache where there is one; labels where it has them."""
     target = dataset.target(case)
     classes = None if target is None else dataset.class_map(case)
     make = prepare_files if cache is None else cache.prepared
-    return make(case.image, target, classes, scheme=dataset.scheme, spacing_mm=spacing_mm)
+    return make(case.image, target, classes, scheme=dataset.scheme, spacing_mm=spacing_mm, n4=n4)
 
 
 def _file_hash(path: Path) -> str:

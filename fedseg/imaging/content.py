@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedseg.imaging.nifti import read_image
 
@@ -26,6 +27,10 @@ def voxel_hash(image: Path) -> bytes:
     Raises:
         DataError: As `read_image`.
     """
-    values = np.sort(read_image(image).data, axis=None)
+    return hash_of(np.sort(np.asarray(read_image(image).data, dtype=np.float32), axis=None))
+
+
+def hash_of(values: NDArray[np.floating]) -> bytes:
+    """The `voxel_hash` of a scan whose values, float32, were sorted before."""
     # Adding 0 turns -0.0 into 0.0, which is the same grey.
     return hashlib.sha256(_DOMAIN + (values + np.float32(0)).astype("<f4").tobytes()).digest()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import os
 import tempfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,13 @@ _GEOMETRY_FIELDS = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-_DAMAGED = (EOFError, OSError, zlib.error, ValueError, HeaderDataError, ImageFileError)
+_DAMAGED = (EOFError, OSError, zlib.error, ValueError, MemoryError, HeaderDataError, ImageFileError)
+_MOST_A_SIDE = 1024
+_MOST_VOXELS = 2**29
 _RIGHTS = "ask its owner for the right to read it"
+_MASKED_SHARE = 0.01
+_LENGTHS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
+_TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 _TO_COPY_AGAIN = "the file is cut short or damaged: copy or export it again"
 
 
@@ -66,19 +73,60 @@ class Volume:
         return "".join(str(code) for code in nib.aff2axcodes(self.affine))
 
 
+@dataclass(frozen=True)
+class Fields:
+    """A NIfTI header as stored, for the data check.
+
+    Args:
+        pixdim: Voxel size along i, j, k as the header's own field says.
+        length_mm: Millimetres in the header's unit of length; None where it names none.
+        slope: Factor that stored values are scaled by; 1 where there is none.
+        texts: Names of the text fields that are not empty, with their text: patient data, never shown.
+        extensions: Codes of the header's extensions (2 is DICOM).
+    """
+
+    pixdim: tuple[float, float, float]
+    length_mm: float | None
+    slope: float
+    texts: Mapping[str, str] = field(repr=False)
+    extensions: tuple[int, ...] = ()
+
+
+def read_fields(path: Path) -> Fields:
+    """The header's fields that `Volume` does not keep.
+
+    Raises:
+        DataError: No such file, or not NIfTI.
+    """
+    image = _open(path)
+    header = image.header
+    texts = {name: bytes(header[name]).rstrip(b"\0").decode("latin-1").strip() for name in _TEXTS if name in header}
+    pixdim = [float(size) for size in header["pixdim"][1:4]]
+    slope = float(image.dataobj.slope)
+    return Fields(
+        (pixdim[0], pixdim[1], pixdim[2]),
+        _LENGTHS_MM.get(int(header["xyzt_units"]) % 8),
+        slope,
+        {name: text for name, text in texts.items() if text},
+        tuple(int(extension.get_code()) for extension in header.extensions),
+    )
+
+
 def read_image(path: Path) -> Volume:
     """Read a scan as float32.
 
     Raises:
-        DataError: No such file, not NIfTI, cut short, not 3D, no orientation, NaN or infinity, no voxels, one value.
+        DataError: No such file, not NIfTI, cut short, not 3D, no orientation, NaN or infinity, no voxels, more than
+            1024 a side or 2^29 in all, one value.
     """
     header = read_header(path)
     data = _load(path, np.float32)
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
-        raise DataError(
-            f"{bad} of {data.size} voxels are NaN or infinite", where=str(path), hint="export the scan again"
-        )
+        hint = "export the scan again"
+        if bad > _MASKED_SHARE * data.size:
+            hint = f"{hint}, or put a number there (0) if a tool has masked the background with NaN"
+        raise DataError(f"{bad} of {data.size} voxels are NaN or infinite", where=str(path), hint=hint)
     if data.min() == data.max():
         raise DataError(f"every voxel has the value {data.flat[0]:g}: there is no picture in it", where=str(path))
     return _with_data(header, data)
@@ -95,21 +143,26 @@ def read_labels(path: Path) -> Volume:
     data = _load(path, np.float64 if stored.kind in "iu" and stored.itemsize > 2 else np.float32)
     rounded = np.rint(data)
     if not np.isfinite(data).all() or np.abs(data - rounded).max() > 1e-3:
-        raise DataError(
-            "label values must be whole numbers",
-            where=str(path),
-            hint="probability maps won't do; if labels were resampled, do it again with nearest neighbour",
-        )
+        raise DataError("label values must be whole numbers", where=str(path), hint=_whole(data))
     if rounded.min() < 0 or rounded.max() > np.iinfo(np.int32).max:
         raise DataError(f"label values run from {rounded.min():g} to {rounded.max():g}", where=str(path))
     return _with_data(header, rounded.astype(np.int32))
+
+
+def _whole(data: NDArray[np.floating]) -> str:
+    """What to do about label values that aren't whole."""
+    if not np.isfinite(data).all():
+        return "some are NaN or infinite: write 0 where nothing is labelled"
+    if data.min() >= 0 and data.max() <= 1:
+        return "they run from 0 to 1 like probabilities: threshold a mask at 0.5, or take each voxel's likeliest label"
+    return "probability maps won't do; if labels were resampled, do it again with nearest neighbour"
 
 
 def read_header(path: Path) -> Volume:
     """Everything but the voxels: `data` is empty. Quick, for surveys of whole data sets.
 
     Raises:
-        DataError: No such file, not NIfTI, not 3D, no orientation, no voxels.
+        DataError: No such file, not NIfTI, not 3D, no orientation, no voxels, more than 1024 a side or 2^29 in all.
     """
     image = _open(path)
     shape = tuple(int(size) for size in image.shape)
@@ -118,7 +171,8 @@ def read_header(path: Path) -> Volume:
     if dtype.kind not in "iuf":
         raise DataError(f"voxels of type {dtype} are not grey values", where=str(path), hint="export one channel")
     affine, qform_code, sform_code, agree = _affine(image, path)
-    spacing = tuple(float(size) for size in nib.affines.voxel_sizes(affine))
+    # Headers hold float32, and a quaternion rounds otherwise in each axis order: no scan depends on the seventh digit.
+    spacing = tuple(round(float(size), 6) for size in nib.affines.voxel_sizes(affine))
     empty = np.empty((0, 0, 0), np.float32)
     spacing_mm = (spacing[0], spacing[1], spacing[2])
     return Volume(empty, affine, spacing_mm, str(path), shape, qform_code, sform_code, dtype.name, agree)
@@ -144,8 +198,8 @@ def write_labels_like(labels: NDArray[np.uint8], source: Path, out: Path) -> Non
     if labels.shape != _spatial_shape(image.shape, source) or labels.dtype != np.uint8:
         raise DataError(f"labels {labels.shape} {labels.dtype} don't lie on the grid {image.shape}", where=str(source))
     header = nib.Nifti1Header()
-    for field in _GEOMETRY_FIELDS:
-        header[field] = image.header[field]
+    for name in _GEOMETRY_FIELDS:
+        header[name] = image.header[name]
     header.set_data_dtype(np.uint8)
     header.set_intent("label")
     written = nib.Nifti1Image(labels.reshape(image.shape), None, header)
@@ -205,13 +259,16 @@ def _load(path: Path, dtype: type[np.floating]) -> NDArray[np.floating]:
     try:
         with np.errstate(all="ignore"):
             data = np.asarray(image.dataobj, dtype=dtype)
+    except MemoryError as error:
+        what = f"there is not enough memory for its {' x '.join(map(str, image.shape))} voxels"
+        raise DataError(what, where=str(path), hint="close other programs, or cut the scan to the brain") from error
     except _DAMAGED as error:
         raise DataError("the voxels cannot be read to the end", where=str(path), hint=_TO_COPY_AGAIN) from error
     return data.reshape(_spatial_shape(data.shape, path))
 
 
 def _spatial_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
-    """Three sizes; trailing ones are dropped."""
+    """Three sizes; trailing ones are dropped. Bounded, as a file of some bytes may claim any number of voxels."""
     kept = list(shape)
     while len(kept) > 3 and kept[-1] == 1:
         kept.pop()
@@ -223,6 +280,12 @@ def _spatial_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
         )
     if min(kept) < 1:
         raise DataError(f"the image has no voxels: {' x '.join(map(str, shape))}", where=str(path), hint=_TO_COPY_AGAIN)
+    if max(kept) > _MOST_A_SIDE or math.prod(kept) > _MOST_VOXELS:
+        raise DataError(
+            f"the header says {' x '.join(map(str, shape))} voxels: more than {_MOST_A_SIDE} a side or 2^29 in all",
+            where=str(path),
+            hint="no fetal scan is that large: the header is damaged, export it again; or cut the scan to the brain",
+        )
     return (kept[0], kept[1], kept[2])
 
 

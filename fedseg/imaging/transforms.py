@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TypeVar
 
 import numpy as np
@@ -16,18 +17,20 @@ from numpy.typing import NDArray
 
 from fedseg.errors import DataError
 from fedseg.imaging import resampling
-from fedseg.imaging.nifti import Volume, nib, same_grid
+from fedseg.imaging.bias import without_bias
+from fedseg.imaging.nifti import Volume, same_grid
 from fedseg.labels import BRAIN_MASK, LabelScheme
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every cache key: raise it whenever `prepare` would put out other numbers."""
 
 MARGIN_MM = 6.4
 """Kept around the foreground."""
 
 _MAX_VOXELS = 1024
+_LISTED = 8
 _STACK_RATIO = 2.0
 _STACK_MM = 2.0
 
@@ -112,8 +115,9 @@ def prepare(
     *,
     spacing_mm: float,
     scheme: LabelScheme,
+    n4: bool = False,
 ) -> Prepared:
-    """Reorient to RAS, resample, cut to the foreground, normalise.
+    """Reorient to RAS, resample, cut to the foreground, take the bias field out where asked, normalise.
 
     Args:
         image: The scan.
@@ -121,6 +125,7 @@ def prepare(
         class_map: Class of each label index (`labels.class_map`); None means a mask: what isn't 0 is 1.
         spacing_mm: Voxel size of the network's grid.
         scheme: The study's scheme.
+        n4: Whether slow changes of brightness are taken out (`bias.without_bias`).
 
     Raises:
         DataError: Thick slices for a tissue task; image and labels on different grids; a label index that the table
@@ -129,7 +134,7 @@ def prepare(
     refuse_stack(image, scheme)
     whole = _whole_view(image, spacing_mm)
     down = _matrices_down(whole)
-    grey = resampling.apply(down, _to_ras(np.asarray(image.data, dtype=np.float32), whole))
+    grey = resampling.apply(down, to_ras(np.asarray(image.data, dtype=np.float32), whole))
     foreground = find_foreground(grey)
     mask = foreground.mask(grey)
     margin = round(MARGIN_MM / spacing_mm)
@@ -143,8 +148,11 @@ def prepare(
     if labels is not None:
         refuse_other_grid(image, labels)
         mapped = map_labels(labels, class_map)
-        classes = _resample_labels(_to_ras(mapped, whole), down, crop, scheme.classes)
-    return Prepared(_normalise(grey[crop], mask[crop], foreground), classes, geometry)
+        classes = _resample_labels(to_ras(mapped, whole), down, crop, scheme.classes)
+    grey, mask = grey[crop], mask[crop]
+    if n4:
+        grey = without_bias(grey, mask, foreground.background, spacing_mm)
+    return Prepared(_normalise(grey, mask, foreground), classes, geometry)
 
 
 def restore(probabilities: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
@@ -174,7 +182,7 @@ def restore(probabilities: NDArray[np.float32], geometry: Geometry) -> NDArray[n
         np.maximum(best, score, out=best)
     ras = np.zeros(geometry.ras_shape, np.uint8)
     ras[region] = winner
-    return _from_ras(ras, geometry)
+    return from_ras(ras, geometry)
 
 
 def restore_labels(labels: NDArray[np.uint8], geometry: Geometry, classes: int) -> NDArray[np.uint8]:
@@ -187,6 +195,18 @@ def restore_labels(labels: NDArray[np.uint8], geometry: Geometry, classes: int) 
     """
     one_hot = np.stack([labels == index for index in range(classes)]).astype(np.float32)
     return restore(one_hot, geometry)
+
+
+def kept_share(mask: NDArray[np.bool_], geometry: Geometry) -> float:
+    """How much of a mask on the input's grid lies inside the crop: 0 to 1; 1 for an empty one.
+
+    Args:
+        mask: bool [i, j, k].
+        geometry: From `prepare`.
+    """
+    _, region = _matrices_up(geometry)
+    turned = mask.transpose(geometry.axes)[_steps(geometry)]
+    return float(np.count_nonzero(turned[region]) / np.count_nonzero(mask)) if mask.any() else 1.0
 
 
 def refuse_stack(image: Volume, scheme: LabelScheme) -> None:
@@ -239,8 +259,9 @@ def _look_up(labels: Volume, class_map: Mapping[int, int]) -> NDArray[np.uint8]:
     found = _indices_found(indices)
     unknown = [index for index in found if index not in class_map]
     if unknown:
+        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         raise DataError(
-            f"label index {', '.join(map(str, unknown))} is not in the label table, "
+            f"label index {', '.join(map(str, unknown[:_LISTED]))}{more} is not in the label table, "
             f"which has {', '.join(map(str, sorted(class_map)))}",
             where=labels.source,
             hint="add it to dseg.tsv with its name, or give the right table with --labels",
@@ -325,10 +346,7 @@ def _normalise(grey: NDArray[np.float32], mask: NDArray[np.bool_], foreground: F
 
 def _whole_view(image: Volume, target_mm: float) -> Geometry:
     """The geometry before any cropping."""
-    orientation = nib.io_orientation(image.affine)
-    inputs = orientation[:, 0].argsort()
-    axes = tuple(int(axis) for axis in inputs)
-    flips = tuple(bool(orientation[axis, 1] < 0) for axis in inputs)
+    axes, flips = nearest_axes(image.affine)
     shape = tuple(int(size) for size in image.data.shape)
     spacing = tuple(image.spacing_mm[axis] for axis in axes)
     grid = tuple(resampling.grid_size(shape[axis], size, target_mm) for axis, size in zip(axes, spacing, strict=True))
@@ -342,14 +360,26 @@ def _whole_view(image: Volume, target_mm: float) -> Geometry:
     return Geometry(shape, axes, flips, spacing, target_mm, grid, (0, 0, 0), grid)  # type: ignore[arg-type]  # tuples built of three
 
 
-def _to_ras(data: NDArray[Scalar], geometry: Geometry) -> NDArray[Scalar]:
-    """Input axes to RAS, contiguous."""
+def nearest_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Which axis of the input is nearest to right, anterior and superior, and whether it runs the other way.
+
+    The assignment with the largest sum of cosines. Unlike a greedy one (nibabel's `io_orientation`), it is the same for
+    every axis order that an oblique scan is stored in; only at exactly 45 degrees does the order decide.
+    """
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[way, order[way]]) for way in range(3)))
+    first, second, third = (bool(cosines[way, axes[way]] < 0) for way in range(3))
+    return (axes[0], axes[1], axes[2]), (first, second, third)
+
+
+def to_ras(data: NDArray[Scalar], geometry: Geometry) -> NDArray[Scalar]:
+    """A volume on the input's grid turned to RAS, contiguous: what depends on axis order (ties) is done there."""
     turned = data.transpose(geometry.axes)
     return np.ascontiguousarray(turned[_steps(geometry)])
 
 
-def _from_ras(data: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """RAS to input axes, contiguous."""
+def from_ras(data: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """The way back from `to_ras`, contiguous."""
     return np.ascontiguousarray(data[_steps(geometry)].transpose(np.argsort(geometry.axes)))
 
 

@@ -1,133 +1,47 @@
-"""Scores of one subject, their means over subjects and sites, and the JSON of `fedseg evaluate`."""
+"""Means of scores over subjects, sites and other groups, and the JSON of `fedseg evaluate`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedseg.errors import DataError
-from fedseg.metrics.masks import Mask, Spacing, bounding_box, checked_spacing, same_grid
-from fedseg.metrics.overlap import dice, volume_similarity
-from fedseg.metrics.surface import hd95
-from fedseg.metrics.volumes import volume_ml
+from fedseg.metrics.intervals import bootstrap, method
+from fedseg.metrics.scores import METRICS, SubjectScores
+from fedseg.metrics.subjects import by_subject, mean, values
 
-METRICS = ("dice", "hd95_mm", "volume_similarity", "volume_ml")
-
-
-@dataclass(frozen=True)
-class SubjectScores:
-    """What one scan's segmentation scored, per tissue.
-
-    Args:
-        subject: The subject's id.
-        site: The hospital, None where nobody said.
-        gestational_age_weeks: None where the table does not have it.
-        pathology: As the table says it.
-        dice: From 0 to 1; 1 where both masks are empty, 0 where exactly one is.
-        hd95_mm: None where exactly one mask is empty, 0 where both are.
-        volume_similarity: From 0 to 1, empty masks as for Dice.
-        volume_ml: Predicted volume.
-        run: Which of the subject's scans, where there are several.
-    """
-
-    subject: str
-    site: str | None
-    gestational_age_weeks: float | None
-    pathology: str | None
-    dice: Mapping[str, float]
-    hd95_mm: Mapping[str, float | None]
-    volume_similarity: Mapping[str, float]
-    volume_ml: Mapping[str, float]
-    run: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse metrics of different tissues, and numbers that JSON doesn't have."""
-        for metric in METRICS:
-            values = self.of(metric)
-            if list(values) != list(self.dice):
-                raise DataError(f"{metric} has other tissues than dice", where=self.subject)
-            if not all(value is None or math.isfinite(value) for value in values.values()):
-                raise DataError(f"{metric} is not finite", where=self.subject)
-
-    def of(self, metric: str) -> Mapping[str, float | None]:
-        """The values of one of `METRICS`, by tissue."""
-        values: Mapping[str, float | None] = getattr(self, metric)
-        return values
-
-
-def score(
-    pred: npt.NDArray[np.integer[Any]],
-    ref: npt.NDArray[np.integer[Any]],
-    spacing_mm: Spacing,
-    tissues: Sequence[str],
-    *,
-    subject: str,
-    site: str | None = None,
-    gestational_age_weeks: float | None = None,
-    pathology: str | None = None,
-    run: str | None = None,
-) -> SubjectScores:
-    """Score one predicted label map against its reference.
-
-    Args:
-        pred: Predicted classes, (i, j, k): 0 background, 1..C `tissues` in order.
-        ref: Reference classes, same shape and numbering.
-        spacing_mm: Voxel edges along the three axes.
-        tissues: Names of the classes 1..C.
-        subject: The subject's id; it stays in the report of the site that evaluates.
-        site: The hospital, if known.
-        gestational_age_weeks: If known.
-        pathology: If known.
-        run: Which of the subject's scans, where there are several.
-
-    Raises:
-        DataError: Not two volumes of one shape, a class beyond C, or a broken spacing.
-    """
-    same_grid(pred, ref)
-    for name, labels in (("prediction", pred), ("reference", ref)):
-        _refuse_unknown_class(labels, name, len(tissues), subject)
-    spacing = checked_spacing(spacing_mm)
-    found = {
-        tissue: _tissue_scores(*_masks(pred, ref, index), spacing) for index, tissue in enumerate(tissues, start=1)
-    }
-    return SubjectScores(
-        subject=subject,
-        site=site,
-        gestational_age_weeks=gestational_age_weeks,
-        pathology=pathology,
-        dice={tissue: values[0] for tissue, values in found.items()},
-        hd95_mm={tissue: values[1] if math.isfinite(values[1]) else None for tissue, values in found.items()},
-        volume_similarity={tissue: values[2] for tissue, values in found.items()},
-        volume_ml={tissue: values[3] for tissue, values in found.items()},
-        run=run,
-    )
+AGE_BAND_WEEKS = 4
 
 
 def summarise(scores: Sequence[SubjectScores]) -> dict[str, Any]:
     """The means of `fedseg evaluate --json`.
 
-    Every subject weighs the same: where it has several scans, their mean counts. A missing value (hd95_mm of a
-    mask that is empty on one side only) is left out of every mean and counted in `missing`, per scan.
+    Every subject weighs the same: where it has several scans, their mean counts. A missing value (hd95_mm and asd_mm
+    of a mask that is empty on one side only) is left out of every mean and counted in `missing`, per scan.
 
     Returns:
-        For each metric `mean` (over subjects, of each one's mean over tissues) and a mean for each tissue; the same
-        for each site under `by_site` (scans without a site are in the overall means only); `missing` counts for each
-        metric and tissue. A mean of nothing is None.
+        For each metric `mean` (over subjects, of each one's mean over tissues) and a mean for each tissue. The same,
+        with `subjects` (how many), for each group under `by_site`, `by_pathology` and `by_age` (four weeks: `24-28`
+        has the scans from 24 to below 28 weeks); scans of which the site, pathology or age is not known are in the
+        overall means only. `intervals`: 95 % bootstrap intervals of the overall means, `[low, high]` or None with
+        fewer than three subjects (`metrics.intervals`), made as `bootstrap` says. `worst`: the subject and the site
+        with the lowest mean Dice; the site is None with fewer than two. `missing` counts for each metric and tissue.
+        A mean of nothing is None.
 
     Raises:
         DataError: Scores of different tissues.
     """
     if any(list(each.dice) != list(scores[0].dice) for each in scores):
         raise DataError("scores of different label schemes have no common mean")
-    sites = sorted({each.site for each in scores if each.site is not None})
+    by_site = _grouped(scores, lambda each: each.site)
     return {
         **_means(scores),
-        "by_site": {site: _means([each for each in scores if each.site == site]) for site in sites},
+        "intervals": bootstrap({metric: values(scores, metric) for metric in METRICS}),
+        "bootstrap": method(),
+        "by_site": by_site,
+        "by_pathology": _grouped(scores, lambda each: each.pathology),
+        "by_age": _grouped(scores, _age_band),
+        "worst": {"subject": _worst_subject(scores), "site": _worst_site(by_site)},
         "missing": {metric: _missing(scores, metric) for metric in METRICS},
     }
 
@@ -143,27 +57,8 @@ def to_json(model: Mapping[str, Any], scores: Sequence[SubjectScores]) -> dict[s
 def _row(scores: SubjectScores) -> dict[str, Any]:
     facts = {name: getattr(scores, name) for name in ("subject", "site", "gestational_age_weeks", "pathology")}
     run = {} if scores.run is None else {"run": scores.run}
-    return {**facts, **run, **{metric: dict(scores.of(metric)) for metric in METRICS}}
-
-
-def _refuse_unknown_class(labels: npt.NDArray[np.integer[Any]], name: str, classes: int, subject: str) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"the {name} has {labels.dtype} voxels, not whole numbers", where=subject)
-    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-    if low < 0 or high > classes:
-        raise DataError(f"the {name} has a class {low if low < 0 else high}; known are 0 to {classes}", where=subject)
-
-
-def _masks(pred: npt.NDArray[np.integer[Any]], ref: npt.NDArray[np.integer[Any]], index: int) -> tuple[Mask, Mask]:
-    """Both masks of one class, cropped to their common box."""
-    predicted: Mask = pred == index
-    present: Mask = ref == index
-    box = bounding_box(predicted | present) or (slice(0, 0),) * 3
-    return predicted[box], present[box]
-
-
-def _tissue_scores(pred: Mask, ref: Mask, spacing: Spacing) -> tuple[float, float, float, float]:
-    return dice(pred, ref), hd95(pred, ref, spacing), volume_similarity(pred, ref), volume_ml(pred, spacing)
+    numbers = {metric: dict(scores.of(metric)) for metric in (*METRICS, "reference_volume_ml")}
+    return {**facts, **run, **numbers}
 
 
 def _means(scores: Sequence[SubjectScores]) -> dict[str, dict[str, float | None]]:
@@ -171,25 +66,44 @@ def _means(scores: Sequence[SubjectScores]) -> dict[str, dict[str, float | None]
 
 
 def _means_of(scores: Sequence[SubjectScores], metric: str) -> dict[str, float | None]:
-    tissues = list(scores[0].dice) if scores else []
-    subjects = [
-        {tissue: _mean(run.of(metric)[tissue] for run in runs) for tissue in tissues} for runs in _by_subject(scores)
-    ]
-    overall = _mean(_mean(subject.values()) for subject in subjects)
-    return {"mean": overall} | {tissue: _mean(subject[tissue] for subject in subjects) for tissue in tissues}
+    subjects = values(scores, metric)
+    columns = list(subjects[0]) if subjects else ["mean"]
+    return {column: mean(subject[column] for subject in subjects) for column in columns}
 
 
-def _by_subject(scores: Sequence[SubjectScores]) -> list[list[SubjectScores]]:
-    """The scans of each subject; ids of different sites are different people."""
-    subjects: dict[tuple[str | None, str], list[SubjectScores]] = {}
+def _grouped(scores: Sequence[SubjectScores], group_of: Callable[[SubjectScores], str | None]) -> dict[str, Any]:
+    groups: dict[str, list[SubjectScores]] = {}
     for each in scores:
-        subjects.setdefault((each.site, each.subject), []).append(each)
-    return list(subjects.values())
+        group = group_of(each)
+        if group is not None:
+            groups.setdefault(group, []).append(each)
+    return {group: {**_means(found), "subjects": len(by_subject(found))} for group, found in sorted(groups.items())}
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return math.fsum(present) / len(present) if present else None
+def _age_band(scores: SubjectScores) -> str | None:
+    if scores.gestational_age_weeks is None:
+        return None
+    start = int(scores.gestational_age_weeks // AGE_BAND_WEEKS) * AGE_BAND_WEEKS
+    return f"{start}-{start + AGE_BAND_WEEKS}"
+
+
+def _worst_subject(scores: Sequence[SubjectScores]) -> dict[str, Any] | None:
+    """The subject of the lowest mean Dice, the first of those where several are."""
+    found = [(runs[0], mean(mean(run.dice.values()) for run in runs)) for runs in by_subject(scores)]
+    ranked = [(dice, each) for each, dice in found if dice is not None]
+    if not ranked:
+        return None
+    dice, each = min(ranked, key=lambda pair: pair[0])
+    return {"subject": each.subject, "site": each.site, "dice": dice}
+
+
+def _worst_site(by_site: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The site of the lowest mean Dice; None with fewer than two."""
+    ranked = [(means["dice"]["mean"], site) for site, means in by_site.items() if means["dice"]["mean"] is not None]
+    if len(ranked) < 2:
+        return None
+    dice, site = min(ranked)
+    return {"site": site, "dice": dice}
 
 
 def _missing(scores: Sequence[SubjectScores], metric: str) -> dict[str, int]:

@@ -1,11 +1,14 @@
-"""Pictures of a segmented brain: grey, truth and prediction, one above the other, in three planes."""
+"""Pictures of a segmented brain as layers over each other: grey once, then outlines and errors, in three planes.
+
+The grey planes keep the scan's own voxels where there is room, the outlines are finer: a line on the scan's own grid
+would be as wide as the cortex.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,70 +16,127 @@ from scipy import ndimage
 
 from fedseg.errors import DataError
 from fedseg.labels import color
-from fedseg.report.png import encode_rgb
+from fedseg.report.planes import (
+    AXIAL,
+    CORONAL,
+    SAGITTAL,
+    Place,
+    Upright,
+    grown_box,
+    middle,
+    position,
+    seen,
+    worst_place,
+)
+from fedseg.report.png import encode_grey, encode_indexed
 
 CAPTION = (
-    "Rows: scan, reference where there is one, prediction. Columns: axial, coronal, sagittal. "
-    "The patient's right is on the left, anterior is on the left in the sagittal plane."
+    "Columns: axial, coronal, sagittal; the patient's right is on the left of the picture (radiological convention). "
+    "Rows: the scan; the prediction's outlines, each in the colour of the inner tissue, over the reference's in white, "
+    "which is seen only where the two part; the voxels that differ. The largest error is where the most voxels differ "
+    "within 9 mm. Places are in the scanner's coordinates: mm to the right, to the front and up."
 )
-MAX_BYTES = 150_000
+MAX_BYTES = 110_000
+"""Most bytes of a picture's layers; in the page base64 makes a third more of them."""
+
+ERRORS = {"missed": "#E8392B", "extra": "#6CC5FF", "other tissue": "#FFE38A"}
+"""What can be wrong with a voxel: only the reference has a tissue, only the prediction has, or they differ in it."""
 
 _Image = NDArray[np.generic]
 _Labels = NDArray[np.integer[Any]]
-_Picture = NDArray[np.uint8]
-_Box = tuple[slice, slice, slice]
+_Classes = NDArray[np.uint8]
+_Levels = NDArray[np.floating[Any]]
+_Edges = tuple[float, float]
 
-_MARGIN_MM = 6.0
-_SIZES = (220, 180, 140, 100, 70)
-_GAP = 4
-_OPACITY = 0.55
 _SHADES = 51  # a third of the bits are a scanner's noise, and half the file
-_AXIAL, _CORONAL, _SAGITTAL = 2, 1, 0
+_SIZES = (1.0, 0.8, 0.62, 0.48, 0.37, 0.28)
+_OUTLINE_PIXELS = 1000  # across the three planes of a view: two to a pixel of the page
+_GREY_PIXELS = 420  # the same for grey: a brain of 37 weeks at 0.8 mm
+_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """One plane of one scan: arrays of rows and columns as seen, and the voxel's edges along them."""
+class Panel:
+    """One plane.
 
-    grey: NDArray[np.float64]
-    labels: tuple[_Labels, ...]
-    edges_mm: tuple[float, float]
+    Args:
+        name: What the plane is called.
+        sides: What lies left and right in the picture, one letter each.
+        extent_mm: Width and height.
+        cross: The place of the view, as shares of width and height from the top left.
+        grey: PNG of the scan.
+        outlines: PNG of the outlines, transparent elsewhere.
+        errors: PNG of the voxels that differ, transparent elsewhere; None without a reference.
+    """
+
+    name: str
+    sides: tuple[str, str]
+    extent_mm: tuple[float, float]
+    cross: tuple[float, float]
+    grey: bytes
+    outlines: bytes
+    errors: bytes | None
 
     @property
-    def extent_mm(self) -> tuple[float, float]:
-        return self.grey.shape[0] * self.edges_mm[0], self.grey.shape[1] * self.edges_mm[1]
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return len(self.grey) + len(self.outlines) + len(self.errors or b"")
 
 
 @dataclass(frozen=True)
-class _Upright:
-    """How a scan's axes become right, anterior, superior: which axis comes first, and which are reversed."""
+class View:
+    """Axial, coronal and sagittal plane through one place.
 
-    axes: tuple[int, ...]
-    steps: tuple[int, ...]
+    Args:
+        name: What the place is.
+        place_mm: Where it is in the scanner's coordinates: right, anterior, superior.
+        panels: The three planes.
+    """
+
+    name: str
+    place_mm: tuple[float, float, float]
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What there is to see of one scan.
+
+    Args:
+        views: Through the middle, and through the largest error where there is one.
+        errors_ml: Volume of each kind of `ERRORS`; None without a reference.
+    """
+
+    views: tuple[View, ...]
+    errors_ml: dict[str, float] | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(panel.size for view in self.views for panel in view.panels)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One scan cropped to its brain, upright."""
+
+    grey: _Image
+    truth: _Classes | None
+    predicted: _Classes
+    wrong: _Classes | None
     spacing_mm: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, affine: NDArray[np.floating[Any]]) -> _Upright:
-        """The nearest turn by right angles."""
-        edges = np.linalg.norm(affine[:3, :3], axis=0)
-        cosines = affine[:3, :3] / edges
-        axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[way, order[way]]) for way in range(3)))
-        steps = tuple(1 if cosines[way, axes[way]] > 0 else -1 for way in range(3))
-        first, second, third = (float(edges[axis]) for axis in axes)
-        return cls(axes, steps, (first, second, third))
-
-    def turn(self, volume: NDArray[Any]) -> NDArray[Any]:
-        return volume.transpose(self.axes)[tuple(slice(None, None, step) for step in self.steps)]
+    window: tuple[float, float]
+    palette: tuple[tuple[int, int, int], ...]
 
 
-def overlay_png(
+def overlay(
     image: _Image,
     labels_true: _Labels | None,
     labels_pred: _Labels,
     affine: NDArray[np.floating[Any]],
     tissues: Sequence[str],
-) -> bytes:
-    """A small PNG of one subject, cropped to the brain, through the middle of its labels; see `CAPTION`.
+) -> Picture:
+    """The pictures of one scan, cropped to the brain; see `CAPTION`.
 
     Args:
         image: Grey values, (i, j, k), on the scan's own grid.
@@ -87,129 +147,180 @@ def overlay_png(
         tissues: Names of the classes 1..C; `fedseg.labels` has their colours.
 
     Returns:
-        A PNG of at most `MAX_BYTES`: the noisier the scan, the smaller its panels.
+        Layers of at most `MAX_BYTES` in all: the noisier the scan, the coarser they are.
 
     Raises:
         DataError: Arrays of different shapes.
     """
-    labels = (labels_pred,) if labels_true is None else (labels_true, labels_pred)
+    labels = [each for each in (labels_true, labels_pred) if each is not None]
     if image.ndim != 3 or any(each.shape != image.shape for each in labels):
         raise DataError(f"scan and labels are not volumes of one shape: {image.shape}, {labels_pred.shape}")
-    upright = _Upright.of(affine)
-    slices = _slices(upright.turn(image), tuple(upright.turn(each) for each in labels), upright.spacing_mm)
-    palette = _palette(tissues)
-    for size in _SIZES:
-        png = encode_rgb(_compose(slices, palette, size))
-        if len(png) <= MAX_BYTES:
-            break
-    return png
-
-
-def _slices(image: _Image, labels: tuple[_Labels, ...], spacing_mm: tuple[float, float, float]) -> list[_Slice]:
-    """The three planes through the middle of the labels, cropped."""
-    found = np.logical_or.reduce([each > 0 for each in labels])
-    if not found.any():
-        found = np.nan_to_num(np.asarray(image, dtype=np.float64)) > 0
-    box = _grown_box(found, spacing_mm)
-    grey = _windowed(image[box])
-    cropped = tuple(each[box] for each in labels)
-    centre = _centre(found[box])
-    return [
-        _Slice(
-            grey=_seen(grey, axis, centre),
-            labels=tuple(_seen(each, axis, centre) for each in cropped),
-            edges_mm=tuple(np.delete(np.asarray(spacing_mm, dtype=float), axis)[::-1]),
+    upright = Upright.of(affine)
+    turned = [np.ascontiguousarray(upright.turn(each), dtype=np.uint8) for each in labels]
+    scene, start = _scene(upright.turn(image), turned, upright.spacing_mm, tissues)
+    places = _places(scene)
+    for scale in _SIZES:
+        picture = Picture(
+            tuple(
+                View(name, _position_mm(place, start, upright, image.shape, affine), _panels(scene, place, scale))
+                for name, place in places.items()
+            ),
+            _volumes(scene),
         )
-        for axis in (_AXIAL, _CORONAL, _SAGITTAL)
-    ]
+        if picture.size <= MAX_BYTES:
+            break
+    return picture
 
 
-def _grown_box(found: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> _Box:
-    """The box around what was found with a margin; everything where nothing was."""
-    boxes = ndimage.find_objects(found.astype(np.uint8))
-    if not boxes:
-        return slice(None), slice(None), slice(None)
-    margins = [round(_MARGIN_MM / edge) for edge in spacing_mm]
-    first, second, third = (
-        slice(max(0, side.start - margin), side.stop + margin) for side, margin in zip(boxes[0], margins, strict=True)
+def _scene(
+    image: _Image, labels: list[_Classes], spacing_mm: tuple[float, float, float], tissues: Sequence[str]
+) -> tuple[_Scene, Place]:
+    """The crop, and its first voxel."""
+    found = np.logical_or.reduce([each > 0 for each in labels])
+    brain = found.any()
+    if not brain:
+        found = np.nan_to_num(np.asarray(image, dtype=np.float64)) > 0
+    box = grown_box(found, spacing_mm)
+    truth = labels[0][box] if len(labels) == 2 else None
+    predicted = labels[-1][box]
+    grey = image[box]
+    scene = _Scene(
+        grey=grey,
+        truth=truth,
+        predicted=predicted,
+        wrong=None if truth is None else _kinds(truth, predicted),
+        spacing_mm=spacing_mm,
+        window=_window(grey, found[box] if brain else None),
+        palette=tuple(_rgb(color(tissue)) for tissue in tissues),
     )
-    return first, second, third
+    return scene, (box[0].start or 0, box[1].start or 0, box[2].start or 0)
 
 
-def _centre(found: NDArray[np.bool_]) -> tuple[int, ...]:
-    """The voxel in the middle of what was found."""
-    if not found.any():
-        return tuple(size // 2 for size in found.shape)
-    return tuple(round(float(at)) for at in ndimage.center_of_mass(found))
+def _kinds(truth: _Classes, predicted: _Classes) -> _Classes:
+    """0 where the two agree, else 1 plus the place in `ERRORS`."""
+    kinds = np.zeros(truth.shape, np.uint8)
+    wrong = truth != predicted
+    kinds[wrong] = 3
+    kinds[wrong & (predicted == 0)] = 1
+    kinds[wrong & (truth == 0)] = 2
+    return kinds
 
 
-def _windowed(image: _Image) -> NDArray[np.float64]:
-    """Grey values from 0 to 1, the darkest and brightest hundredth of the foreground cut off."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    foreground = values[values > values.min()] if values.size else values
-    if not foreground.size:
-        return np.zeros(values.shape)
-    low, high = np.percentile(foreground, (1, 99))
-    scaled: NDArray[np.float64] = np.clip((values - low) / max(high - low, np.finfo(float).tiny), 0, 1)
-    return scaled
+def _volumes(scene: _Scene) -> dict[str, float] | None:
+    if scene.wrong is None:
+        return None
+    counts = np.bincount(scene.wrong.ravel(), minlength=len(ERRORS) + 1)[1:]
+    return {name: float(count * np.prod(scene.spacing_mm) / 1000) for name, count in zip(ERRORS, counts, strict=True)}
 
 
-def _seen(volume: NDArray[Any], axis: int, centre: tuple[int, ...]) -> NDArray[Any]:
-    """One plane as it is looked at: up is superior (axial: anterior), left is right (sagittal: anterior)."""
-    seen: NDArray[Any] = np.take(volume, centre[axis], axis=axis).T[::-1, ::-1]
-    return seen
+def _places(scene: _Scene) -> dict[str, Place]:
+    """The middle of the brain, and the worst place where there is one."""
+    brain = scene.predicted > 0 if scene.truth is None or not scene.truth.any() else scene.truth > 0
+    places = {"Through the middle": middle(brain)}
+    worst = None if scene.wrong is None else worst_place(scene.wrong > 0, scene.spacing_mm)
+    return places if worst is None else places | {"Through the largest error": worst}
 
 
-def _palette(tissues: Sequence[str]) -> NDArray[np.float64]:
-    """RGB from 0 to 1 of each class; background black."""
-    colours = [[int(color(tissue)[at : at + 2], 16) for at in (1, 3, 5)] for tissue in tissues]
-    return np.array([[0, 0, 0], *colours]) / 255.0
+def _position_mm(
+    place: Place, start: Place, upright: Upright, shape: tuple[int, ...], affine: NDArray[np.floating[Any]]
+) -> tuple[float, float, float]:
+    """The place in the scanner's coordinates."""
+    first, second, third = (at + begin for at, begin in zip(place, start, strict=True))
+    right, anterior, superior = (affine @ (*upright.stored((first, second, third), shape), 1.0))[:3]
+    return float(right), float(anterior), float(superior)
 
 
-def _compose(slices: Sequence[_Slice], palette: NDArray[np.float64], size: int) -> _Picture:
-    """Planes side by side, rows of grey and labels below each other, all to one scale."""
-    mm = max(max(each.extent_mm) for each in slices) / size
-    columns = [_stack(_rows(each, palette, mm), axis=0) for each in slices]
-    return _stack(columns, axis=1)
+def _panels(scene: _Scene, place: Place, scale: float) -> tuple[Panel, ...]:
+    extents = [edge * size for edge, size in zip(scene.spacing_mm, scene.grey.shape, strict=True)]
+    width_mm = 2 * extents[0] + extents[1]
+    named = ((AXIAL, "axial", ("R", "L")), (CORONAL, "coronal", ("R", "L")), (SAGITTAL, "sagittal", ("A", "P")))
+    return tuple(_panel(scene, axis, place, name, sides, width_mm / scale) for axis, name, sides in named)
 
 
-def _rows(plane: _Slice, palette: NDArray[np.float64], mm: float) -> list[_Picture]:
-    """The grey plane, then the same under each label map's colours, on square pixels of `mm`."""
-    rows, columns = _places(plane, mm)
+def _panel(scene: _Scene, axis: int, place: Place, name: str, sides: tuple[str, str], width_mm: float) -> Panel:
+    """One plane; `width_mm` is what the most pixels of a layer span."""
+    across, up = (scene.spacing_mm[each] for each in range(3) if each != axis)
+    edges = (up, across)
+    grey = _finer(_levels(seen(scene.grey, axis, place), scene.window), edges, width_mm / _GREY_PIXELS, order=1)
+    rows, columns = seen(scene.predicted, axis, place).shape
+    return Panel(
+        name=name,
+        sides=sides,
+        extent_mm=(columns * across, rows * up),
+        cross=position(scene.grey.shape, axis, place),
+        grey=encode_grey(np.round(grey * _SHADES).astype(np.uint8) * np.uint8(255 // _SHADES)),
+        outlines=_outlines(scene, axis, place, edges, width_mm / _OUTLINE_PIXELS),
+        errors=_errors(scene, axis, place, edges, width_mm / _GREY_PIXELS),
+    )
+
+
+def _errors(scene: _Scene, axis: int, place: Place, edges: _Edges, pitch: float) -> bytes | None:
+    if scene.wrong is None:
+        return None
+    kinds = _finer(seen(scene.wrong, axis, place), edges, pitch, order=0)
+    return encode_indexed(kinds, [_rgb(each) for each in ERRORS.values()])
+
+
+def _outlines(scene: _Scene, axis: int, place: Place, edges: _Edges, pitch: float) -> bytes:
+    """The prediction's outlines in the inner tissue's colour, over the reference's in white."""
+    white = len(scene.palette) + 1
+    lines = _inner(_resampled(seen(scene.predicted, axis, place), edges, (pitch, pitch), order=0))
+    if scene.truth is not None:
+        reference = _inner(_resampled(seen(scene.truth, axis, place), edges, (pitch, pitch), order=0))
+        lines[(lines == 0) & (reference > 0)] = white
+    return encode_indexed(lines, (*scene.palette, _WHITE))
+
+
+def _inner(labels: _Classes) -> _Classes:
+    """Lines two pixels wide where classes meet: the highest class there, since the scheme goes from outside inwards."""
+    highest: _Classes = ndimage.maximum_filter(labels, 3, mode="constant")
+    lowest: _Classes = ndimage.minimum_filter(labels, 3, mode="constant")
+    return np.where(highest != lowest, highest, np.uint8(0))
+
+
+def _finer(plane: NDArray[Any], edges: _Edges, pitch: float, order: Literal[0, 1]) -> NDArray[Any]:
+    """The plane on its own pixels where they are as large as `pitch`, else on pixels of that size."""
+    if min(edges) >= pitch:
+        return plane
+    return _resampled(plane, edges, (max(edges[0], pitch), max(edges[1], pitch)), order)
+
+
+def _resampled(plane: NDArray[Any], edges: _Edges, pitch: _Edges, order: Literal[0, 1]) -> NDArray[Any]:
+    """The plane on pixels of another size, over the same extent; `order` 0 takes the nearest, 1 interpolates."""
+    rows, columns = (
+        np.clip((np.arange(max(1, round(count * edge / step))) + 0.5) * step / edge - 0.5, 0, count - 1)
+        for count, edge, step in zip(plane.shape, edges, pitch, strict=True)
+    )
+    if order == 0:
+        nearest: NDArray[Any] = plane[np.ix_(np.round(rows).astype(np.intp), np.round(columns).astype(np.intp))]
+        return nearest
     grid = np.stack(np.meshgrid(rows, columns, indexing="ij"))
-    grey: NDArray[np.float64] = ndimage.map_coordinates(plane.grey, grid, order=1, mode="nearest")
-    grey = np.repeat(grey[..., None], 3, axis=2)
-    nearest = np.ix_(np.round(rows).astype(np.intp), np.round(columns).astype(np.intp))
-    return [_rgb(grey), *(_rgb(_tinted(grey, labels[nearest], palette)) for labels in plane.labels)]
+    found: NDArray[Any] = ndimage.map_coordinates(plane, grid, order=1)
+    return found
 
 
-def _tinted(grey: NDArray[np.float64], classes: _Labels, palette: NDArray[np.float64]) -> NDArray[np.float64]:
-    opacity = np.where(classes > 0, _OPACITY, 0.0)[..., None]
-    tinted: NDArray[np.float64] = (1 - opacity) * grey + opacity * palette[classes]
-    return tinted
+def _window(grey: _Image, brain: NDArray[np.bool_] | None) -> tuple[float, float]:
+    """The grey values shown as black and white: the darkest and brightest hundredth of the brain are cut off.
+
+    Where no brain was found, of all that is brighter than the darkest.
+    """
+    thin = (slice(None, None, 2),) * 3 if grey.size > 1e5 else ...
+    values = np.nan_to_num(np.asarray(grey[thin], dtype=np.float64))
+    shown = values[brain[thin]] if brain is not None else values[values > values.min()] if values.size else values
+    if not shown.size:
+        return 0.0, 1.0
+    low, high = np.percentile(shown, (1, 99))
+    return float(low), float(high)
 
 
-def _places(plane: _Slice, mm: float) -> list[NDArray[np.float64]]:
-    """Where the middle of every pixel row and column lies, in voxels, inside the plane."""
-    return [
-        np.clip((np.arange(max(1, round(count * edge / mm))) + 0.5) * mm / edge - 0.5, 0, count - 1)
-        for count, edge in zip(plane.grey.shape, plane.edges_mm, strict=True)
-    ]
+def _levels(grey: _Image, window: tuple[float, float]) -> _Levels:
+    """Grey from 0 to 1."""
+    values = np.nan_to_num(np.asarray(grey, dtype=np.float64))
+    low, high = window
+    levels: _Levels = np.clip((values - low) / max(high - low, np.finfo(float).tiny), 0, 1)
+    return levels
 
 
-def _rgb(picture: NDArray[np.float64]) -> _Picture:
-    return np.round(picture * _SHADES).astype(np.uint8) * np.uint8(255 // _SHADES)
-
-
-def _stack(pictures: Sequence[_Picture], axis: int) -> _Picture:
-    """Pictures one after another on black, centred, with a gap between."""
-    across = 1 - axis
-    width = max(each.shape[across] for each in pictures)
-    padded = []
-    for number, each in enumerate(pictures):
-        room = width - each.shape[across]
-        padding = [(0, 0)] * 3
-        padding[across] = (room // 2, room - room // 2)
-        padding[axis] = (_GAP if number else 0, 0)
-        padded.append(np.pad(each, padding))
-    return np.concatenate(padded, axis=axis)
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_EIGHT_BIT_RGB = bytes([8, 2, 0, 0, 0])
+_GREY, _RGB, _INDEXED = 0, 2, 3
 _PAETH = 4
 
 
@@ -19,9 +20,39 @@ def encode_rgb(picture: NDArray[np.uint8]) -> bytes:
     filtered = np.empty((rows, 1 + 3 * columns), dtype=np.uint8)
     filtered[:, 0] = _PAETH
     filtered[:, 1:] = (picture - _predicted(picture)).reshape(rows, -1)
-    header = struct.pack(">II", columns, rows) + _EIGHT_BIT_RGB
-    body = zlib.compress(filtered.tobytes(), 9)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return _file(picture.shape, 8, _RGB, zlib.compress(filtered.tobytes(), 9))
+
+
+def encode_grey(picture: NDArray[np.uint8]) -> bytes:
+    """A PNG of a picture of shape (rows, columns), filtered or not, whichever is smaller."""
+    filtered = [(0, picture), (_PAETH, picture - _predicted(picture[..., None])[..., 0])]
+    bodies = [zlib.compress(_lines(kind, values), 9) for kind, values in filtered]
+    return _file(picture.shape, 8, _GREY, min(bodies, key=len))
+
+
+def encode_indexed(picture: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> bytes:
+    """A PNG of classes of shape (rows, columns): 0 is transparent, 1..N have the palette's colours; N at most 255.
+
+    One, two, four or eight bits a pixel, as few as the palette allows.
+    """
+    bits = next(bits for bits in (1, 2, 4, 8) if len(palette) < 2**bits)
+    each = 8 // bits
+    padded = np.pad(picture, ((0, 0), (0, -picture.shape[1] % each)))
+    shifts = np.arange(each - 1, -1, -1, dtype=np.uint8) * np.uint8(bits)
+    packed = np.bitwise_or.reduce(padded.reshape(len(picture), -1, each) << shifts, axis=2)
+    colours = bytes(value for colour in ((0, 0, 0), *palette) for value in colour)
+    chunks = _chunk(b"PLTE", colours) + _chunk(b"tRNS", b"\0")
+    return _file(picture.shape, bits, _INDEXED, zlib.compress(_lines(0, packed), 9), chunks)
+
+
+def _lines(kind: int, values: NDArray[np.uint8]) -> bytes:
+    """Each row after the number of its filter."""
+    return np.pad(values, ((0, 0), (1, 0)), constant_values=kind).tobytes()
+
+
+def _file(shape: tuple[int, ...], bits: int, colour: int, body: bytes, chunks: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], bits, colour, 0, 0, 0)
+    return _SIGNATURE + _chunk(b"IHDR", header) + chunks + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
 def _predicted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

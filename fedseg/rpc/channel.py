@@ -64,13 +64,21 @@ class RemoteStudy:
         parameters: Numbers of the study's state, once the manifest is known: the size of a model's download.
         length: Coordinates of an encoded vector (`Encoding.length`), once the manifest is known: the size of a sum's
             download. Downloads of another size are refused before room is made for them.
+        statistics: The same of an evaluation (`StatisticsCode.length`).
     """
 
     def __init__(
-        self, address: str, ca_cert_pem: bytes, identity: KeyPair, *, parameters: int = 0, length: int = 0
+        self,
+        address: str,
+        ca_cert_pem: bytes,
+        identity: KeyPair,
+        *,
+        parameters: int = 0,
+        length: int = 0,
+        statistics: int = 0,
     ) -> None:
         self._address, self._identity = address, identity
-        self._model_bytes, self._sum_bytes = 4 * parameters, 4 * length
+        self._model_bytes, self._sum_bytes, self._evaluation_bytes = 4 * parameters, 4 * length, 4 * statistics
         self._channel = channel(address, ca_cert_pem, identity)
         self._stub = pb_grpc.FederationStub(self._channel)
 
@@ -170,8 +178,14 @@ class RemoteStudy:
 
     def published(self, round_number: int, progress: Progress) -> Published:
         """See `federation.exchange.Link`."""
+        return self._sum(round_number, self._sum_bytes, progress)
+
+    def evaluated(self, round_number: int, progress: Progress) -> Published:
+        """See `federation.exchange.Link`."""
+        return self._sum(round_number, self._evaluation_bytes, progress)
+
+    def _sum(self, round_number: int, size: int, progress: Progress) -> Published:
         request = pb.DownloadSumRequest(round=round_number)
-        size = self._sum_bytes
         header, data = self._call(
             lambda: _download(iter(self._stub.DownloadSum(request, timeout=TRANSFER_S)), size, "sum", progress)
         )

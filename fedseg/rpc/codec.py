@@ -95,7 +95,8 @@ def encode_instruction(instruction: Instruction) -> pb.PollReply:
             return pb.PollReply(join=pb.Join(header=instruction.header.to_bytes(), head=_encode_head(instruction.head)))
         case Finished():
             history = [pb.ClosedRound(round=number, contributors=sites) for number, sites in instruction.history]
-            return pb.PollReply(finished=pb.Finished(head=_encode_head(instruction.head), history=history))
+            head, evaluation = _encode_head(instruction.head), instruction.evaluation
+            return pb.PollReply(finished=pb.Finished(head=head, history=history, evaluation=evaluation))
         case Paused():
             return pb.PollReply(paused=pb.Paused(reason=instruction.reason))
         case _:
@@ -181,7 +182,7 @@ def _finished(message: pb.Finished) -> Finished:
     history = tuple((closed.round, names(closed.contributors, "contributors")) for closed in message.history)
     if any(first >= second for (first, _), (second, _) in pairwise(history)):
         raise ProtocolError("a history whose rounds are not in order")
-    return Finished(_head(message.head), history)
+    return Finished(_head(message.head), history, message.evaluation)
 
 
 _DECODERS: dict[str, Callable[[pb.PollReply], Instruction]] = {

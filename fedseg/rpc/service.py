@@ -86,9 +86,8 @@ class Desk:
         study_ca: The study's CA in PEM.
         invites: CA certificate (PEM) of every invite by its identifier.
         now: Seconds since 1970.
-        vector_bytes: Size of one encoded vector: of an upload.
         staging: The folder in which an upload lies until it is whole; on a disk with room for one a site.
-        expect_upload: Raises `StaleSession` where nobody asked this site for an upload in this session.
+        expect_upload: Bytes of an upload in this session; `StaleSession` where nobody asked this site for one.
     """
 
     link: Callable[[str], Link]
@@ -98,9 +97,8 @@ class Desk:
     study_ca: bytes
     invites: Callable[[], dict[str, bytes]] = field(repr=False)
     now: Callable[[], float]
-    vector_bytes: int
     staging: Path
-    expect_upload: Callable[[str, bytes], None]
+    expect_upload: Callable[[str, bytes], int]
 
 
 def _unary(call: Call) -> Call:
@@ -222,17 +220,16 @@ class FederationService(pb_grpc.FederationServicer):
         """See the protocol file."""
         with self._transfer(context) as (site, link):
             header = next(request_iterator, pb.UploadPart()).header
-            size = self._desk.vector_bytes
+            message = codec.decode_upload(header, site)
+            size = self._desk.expect_upload(site, _session(header))
             if header.size != size:
                 raise ProtocolError(f"an upload has {size} bytes here, not {header.size}")
-            message = codec.decode_upload(header, site)
-            self._desk.expect_upload(site, _session(header))
-            vector = stage(self._desk.staging, self._sent(site, request_iterator), size)
+            vector = stage(self._desk.staging, self._sent(site, request_iterator, size), size)
             link.upload(header.session, message, vector, lambda _done, _size: None)
         return pb.Ack()
 
-    def _sent(self, site: str, parts: Iterator[pb.UploadPart]) -> Iterator[bytes]:
-        for piece in codec.pieces(parts, self._desk.vector_bytes):
+    def _sent(self, site: str, parts: Iterator[pb.UploadPart], size: int) -> Iterator[bytes]:
+        for piece in codec.pieces(parts, size):
             self._desk.alive(site)
             yield piece
 

@@ -10,6 +10,8 @@ from fedseg.secagg.messages import Advertisement, SessionHeader
 from fedseg.secagg.roster import Roster
 from fedseg.store.study_db import RoundRow, RoundState
 
+ATTEMPTS = 2
+
 
 def without_sum(row: RoundRow) -> RoundState:
     """How an attempt ends that brought no sum: once shares were asked for, its round is over for good."""

@@ -14,7 +14,7 @@ from fedseg.runtime.audit_compare import compare, signed_part, unproven
 from fedseg.runtime.audit_evidence import Finding, Log, load
 from fedseg.runtime.audit_history import Closing, History
 from fedseg.runtime.audit_steps import Attempt, listed
-from fedseg.store.audit_records import Reused, Unmask
+from fedseg.store.audit_records import Closed, Reused, Unmask
 
 __all__ = ["LIMITS", "Audit", "Finding", "Log", "Party", "Round", "Witness", "load", "verify"]
 
@@ -82,6 +82,7 @@ class Round:
         relative_error: The expected relative L2 error of the sum's rounding.
         score: The mean Dice of the base model, where the round carried it.
         rolled_back: Whether the next model is an earlier one.
+        evaluation: Whether it measured the model, which stays as it is; its weight is how many contributed.
         witnesses: Who confirms it.
     """
 
@@ -100,6 +101,7 @@ class Round:
     relative_error: float | None
     score: float | None
     rolled_back: bool
+    evaluation: bool
     witnesses: tuple[Witness, ...]
 
 
@@ -209,6 +211,7 @@ def _round(closing: Closing, histories: Sequence[History]) -> Round:
     body = closing.body
     attempt = _attempt(body.session, histories)
     limits = attempt.header.thresholds if attempt else None
+    trained = body if isinstance(body, Closed) else None
     return Round(
         round=body.round,
         attempt=attempt.header.attempt if attempt else None,
@@ -220,11 +223,12 @@ def _round(closing: Closing, histories: Sequence[History]) -> Round:
         c=limits.c if limits else None,
         t=limits.t if limits else None,
         m=limits.m if limits else None,
-        weight=body.weight,
+        weight=trained.weight if trained else len(body.contributors),
         sum=body.sum,
-        relative_error=body.relative_error,
-        score=body.score,
-        rolled_back=body.rolled_back,
+        relative_error=trained.relative_error if trained else None,
+        score=trained.score if trained else None,
+        rolled_back=trained is not None and trained.rolled_back,
+        evaluation=trained is None,
         witnesses=tuple(_witnesses(closing, histories)),
     )
 

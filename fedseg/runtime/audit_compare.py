@@ -18,7 +18,7 @@ from fedseg.runtime.audit_history import Closing, History
 from fedseg.runtime.audit_ledgers import charge_of
 from fedseg.runtime.audit_steps import Attempt, Vote, listed
 from fedseg.secagg.session import SessionHeader
-from fedseg.store.audit_records import Believed, Confirmed, Unmask
+from fedseg.store.audit_records import Believed, Closed, Confirmed, Evaluated, Unmask
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -259,7 +259,8 @@ def _has_server(histories: Sequence[History]) -> bool:
 
 
 def _unscored(histories: Sequence[History]) -> Iterator[tuple[History, Believed]]:
-    scored = {(closing.body.base_model, closing.body.score) for each in histories for closing in each.closings}
+    closed = [closing.body for each in histories for closing in each.closings]
+    scored = {(body.base_model, body.score) for body in closed if isinstance(body, Closed)}
     for history in histories:
         yield from ((history, taken) for taken in history.believed if (taken.model, taken.score) not in scored)
 
@@ -356,7 +357,9 @@ def _differing(one: Closing, other: Closing) -> str:
 
 def _unsigned_differences(one: Closing, other: Closing) -> list[str]:
     first, second = one.body, other.body
-    names = ("base_model", "weight", "score", "rolled_back")
+    if isinstance(first, Evaluated) != isinstance(second, Evaluated):
+        return ["kind"]
+    names = ("released",) if isinstance(first, Evaluated) else ("base_model", "weight", "score", "rolled_back")
     return [name.replace("_", " ") for name in names if getattr(first, name) != getattr(second, name)]
 
 

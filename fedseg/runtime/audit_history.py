@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedseg.errors import FedsegError, ProtocolError
+from fedseg.federation.evaluation import aggregate_of
 from fedseg.federation.exchange import CLOSE, SERVER, closing_statement
 from fedseg.runtime import audit_ledgers
 from fedseg.runtime.audit_evidence import Entry, Finding, Log
@@ -24,12 +27,14 @@ from fedseg.runtime.audit_steps import (
 from fedseg.secagg import signing
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
+from fedseg.secagg.statistics import StatisticsCode
 from fedseg.store.audit_records import (
     Begin,
     Believed,
     Closed,
     Confirmed,
     Countersigned,
+    Evaluated,
     Extended,
     Fetched,
     Opened,
@@ -42,13 +47,13 @@ from fedseg.store.audit_records import (
 
 @dataclass(frozen=True)
 class Closing:
-    """A closed round with the server's valid signature, in anybody's log.
+    """A closed round, one that trained or an evaluation, with the server's valid signature, in anybody's log.
 
     Attributes:
         attempt: The attempt that made it, where this log knows it.
     """
 
-    body: Closed
+    body: Closed | Evaluated
     roster: Roster
     attempt: Attempt | None
     where: str
@@ -126,7 +131,7 @@ class History:
                 self._pin(body)
             case Opened() as body:
                 self._open(body)
-            case Closed() as body:
+            case (Closed() | Evaluated()) as body:
                 self._close(body)
             case Reused() | Fetched() | Believed() | Countersigned() | Extended() as body:
                 self._note(body)
@@ -269,7 +274,7 @@ class History:
         self._wrong(f"{attempt.name}: {problem}" for problem in problems)
         attempt.steps.setdefault(type(body), body)
 
-    def _close(self, body: Closed) -> None:
+    def _close(self, body: Closed | Evaluated) -> None:
         attempt = self.attempt_of(body.session)
         roster = attempt.roster if attempt else self.rosters[-1] if self.rosters else None
         if roster is None:
@@ -278,13 +283,13 @@ class History:
         self._wrong(f"round {body.round}: {problem}" for problem in self._closing_problems(body, roster))
         if attempt is not None:
             self._wrong(f"{attempt.name}: {problem}" for problem in self._attempt_problems(body, attempt))
-            attempt.steps.setdefault(Closed, body)
+            attempt.steps.setdefault(type(body), body)
         else:
             self._check_stranger(body)
         if _signed(body, roster):
             self.closings.append(Closing(body, roster, attempt, self._where))
 
-    def _closing_problems(self, body: Closed, roster: Roster) -> Iterator[str]:
+    def _closing_problems(self, body: Closed | Evaluated, roster: Roster) -> Iterator[str]:
         if not _signed(body, roster):
             yield "the server's signature of its close is not valid"
         yield from outside("its contributors", body.contributors, "the roster", roster.sites)
@@ -292,11 +297,31 @@ class History:
         if last is not None and body.round <= last.round:
             yield "it is closed a second time" if body.round == last.round else f"it is closed after round {last.round}"
         yield from self._follows(body.round, body.base_model, "its close starts")
+        if isinstance(body, Evaluated):
+            yield from self._evaluated_before(body)
+            return
         earlier = {each.body.base_model for each in self.closings} | {each.model for each in self.believed}
         if body.rolled_back and body.next_model not in earlier:
             yield f"it goes back to model {body.next_model[:16]}, from which no round before it started"
 
-    def _attempt_problems(self, body: Closed, attempt: Attempt) -> Iterator[str]:
+    def _evaluated_before(self, body: Evaluated) -> Iterator[str]:
+        """Two evaluations of one model differ by the scores of the sites that are in one of them alone."""
+        for earlier in (each.body for each in self.closings):
+            same = isinstance(earlier, Evaluated) and earlier.model == body.model
+            if same and earlier.contributors != body.contributors:
+                yield (
+                    f"it is a second evaluation of the model of round {earlier.round}, of {listed(body.contributors)} "
+                    f"where that one was of {listed(earlier.contributors)}"
+                )
+
+    def _attempt_problems(self, body: Closed | Evaluated, attempt: Attempt) -> Iterator[str]:
+        evaluation = isinstance(body, Evaluated)
+        if evaluation != attempt.header.evaluation:
+            kinds = ("an evaluation", "a round that trains")
+            session, close = kinds if attempt.header.evaluation else kinds[::-1]
+            yield f"its session is {session}, it was closed as {close}"
+        elif isinstance(body, Evaluated):
+            yield from _impossible(body, attempt)
         yield from order_problems(attempt, body, self.begin.role, True)
         if body.round != attempt.header.round:
             yield f"its sum is published as that of round {body.round}"
@@ -306,7 +331,7 @@ class History:
             yield f"it was closed with {listed(body.contributors)}, before that they were {listed(attempt.u3)}"
         yield from too_few("the close", body.contributors, attempt)
 
-    def _check_stranger(self, body: Closed) -> None:
+    def _check_stranger(self, body: Closed | Evaluated) -> None:
         """A close of a session that this party had no part in."""
         if self.is_server:
             self._wrong([f"round {body.round}: a close of a session whose inputs this log never received"])
@@ -321,6 +346,11 @@ class History:
         for number, later in enumerate(attempts):
             earlier = [each for each in attempts[:number] if _same_model(each, later) and Confirmed in each.steps]
             if Confirmed not in later.steps or not earlier:
+                continue
+            others = [each.header.round for each in earlier if each.u3 != later.u3]
+            if later.header.evaluation and others:
+                self._where = later.where
+                self._wrong([f"{later.name}: a second evaluation of the model of round {others[0]}, of other sites"])
                 continue
             said = self._said_of(later, earlier)
             lacking = {each.header.round for each in earlier if each.u3 != later.u3} - said
@@ -338,10 +368,22 @@ class History:
 
 
 def _same_model(one: Attempt, other: Attempt) -> bool:
-    return one.header.round != other.header.round and one.header.model_hash == other.header.model_hash
+    """Whether two rounds used one model for the same: to train it, or to evaluate it."""
+    uses = {(each.header.model_hash, each.header.evaluation) for each in (one, other)}
+    return one.header.round != other.header.round and len(uses) == 1
 
 
-def _signed(body: Closed, roster: Roster) -> bool:
+def _impossible(body: Evaluated, attempt: Attempt) -> Iterator[str]:
+    """What is wrong with the statistics themselves."""
+    code, total = attempt.header.encoding, np.asarray(body.statistics, dtype=np.uint32)
+    if isinstance(code, StatisticsCode):
+        try:
+            aggregate_of(code, total, len(body.contributors))
+        except ProtocolError as error:
+            yield f"its statistics cannot be: {error.what}"
+
+
+def _signed(body: Closed | Evaluated, roster: Roster) -> bool:
     statement = closing_statement(body.round, body.contributors, bytes.fromhex(body.sum), body.next_model)
     try:
         signing.verify(

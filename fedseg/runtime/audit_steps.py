@@ -18,6 +18,7 @@ from fedseg.store.audit_records import (
     Body,
     Closed,
     Confirmed,
+    Evaluated,
     Input,
     Masked,
     Opened,
@@ -121,15 +122,27 @@ _BEFORE: Mapping[tuple[str, bool], Mapping[type[Body], tuple[type[Body], ...]]] 
         Unmask: (Confirmed,),
         Aborted: (Opened, Masked, Confirmed, Unmask),
         Closed: (Opened, Masked, Confirmed, Unmask, Aborted),
+        Evaluated: (Opened, Masked, Confirmed, Unmask, Aborted),
     },
-    ("site", False): {Masked: (Opened,), Aborted: (Opened, Masked), Closed: (Opened, Masked, Aborted)},
+    ("site", False): {
+        Masked: (Opened,),
+        Aborted: (Opened, Masked),
+        Closed: (Opened, Masked, Aborted),
+        Evaluated: (Opened, Masked, Aborted),
+    },
     ("server", True): {
         Received: (Opened,),
         Unmask: (Received,),
         Aborted: (Opened, Received, Unmask),
         Closed: (Unmask,),
+        Evaluated: (Unmask,),
     },
-    ("server", False): {Received: (Opened,), Aborted: (Opened, Received), Closed: (Received,)},
+    ("server", False): {
+        Received: (Opened,),
+        Aborted: (Opened, Received),
+        Closed: (Received,),
+        Evaluated: (Received,),
+    },
 }
 _NAMES: Mapping[type[Body], str] = {
     Opened: "its opening",
@@ -138,6 +151,7 @@ _NAMES: Mapping[type[Body], str] = {
     Confirmed: "step 4 (confirmed)",
     Unmask: "step 5 (unmask)",
     Closed: "its close",
+    Evaluated: "its close as an evaluation",
     Aborted: "its abort",
 }
 

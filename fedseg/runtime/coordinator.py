@@ -22,6 +22,7 @@ from fedseg.errors import (
     StorageError,
     Unreachable,
 )
+from fedseg.federation.evaluation import aggregate_of
 from fedseg.federation.exchange import (
     Confirm,
     Countersigned,
@@ -44,11 +45,11 @@ from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import Archive
-from fedseg.runtime.attempt import Attempt
+from fedseg.runtime.attempt import ATTEMPTS, Attempt
 from fedseg.runtime.countersigning import Countersigner
 from fedseg.runtime.ports import Evidence
-from fedseg.runtime.register import ATTEMPTS, Register
-from fedseg.runtime.session import encoding_of, roster_of
+from fedseg.runtime.register import Register
+from fedseg.runtime.session import encoding_of, evaluation_code, roster_of
 from fedseg.secagg.aggregator import PlainAggregator, SecureAggregator
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
 
@@ -79,6 +80,7 @@ class Coordinator:
         notify: Told what happens, under the lock: it must not call back.
         clock: Seconds, monotonic.
         now: Seconds since 1970, for records.
+        evaluate: Open an evaluation of the model of a study that is over, though earlier ones may have failed.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class Coordinator:
         notify: events.Notify,
         clock: Clock = time.monotonic,
         now: Clock = time.time,
+        evaluate: bool = False,
     ) -> None:
         self._manifest, self._archive, self._notify = manifest, archive, notify
         self._plan = manifest.plan_hash
         self._enrolled, self._clock = enrolled, clock
-        self._register = Register(manifest, archive, key, evidence, now)
+        self._register = Register(manifest, archive, key, evidence, now, evaluate=evaluate)
+        self._asked_to_evaluate = evaluate
         self._countersigner = Countersigner(manifest, archive, key, evidence)
         self._encoding = encoding_of(manifest)
         self._changed = threading.Condition(threading.RLock())
@@ -147,7 +151,9 @@ class Coordinator:
         """Whether every site that is there has heard of the end; of completion by holding the final model."""
         oldest = self._clock() - self._manifest.plan.schedule.absent_after_s
         with self._changed:
-            told = self._archive.finished(self._plan) if self._state is StudyState.COMPLETE else self._told
+            told = self._told
+            if self._state is StudyState.COMPLETE and not self._asked_to_evaluate:
+                told = told | self._archive.finished(self._plan)
             return all(site in told for site, seen in self._seen.items() if seen > oldest)
 
     def pause(self, reason: str) -> None:
@@ -221,10 +227,10 @@ class Coordinator:
             _secure(attempt, site, envelopes).share(envelopes)
             self._arrived(attempt, site)
 
-    def expect_upload(self, site: str, session: bytes) -> None:
-        """Refuse an upload that nobody asked for, before room is made for it."""
+    def expect_upload(self, site: str, session: bytes) -> int:
+        """How many bytes an upload has in this session; one that nobody asked for is refused before room is made."""
         with self._changed:
-            self._require(site, session, Phase.MASKED_INPUT)
+            return 4 * self._require(site, session, Phase.MASKED_INPUT).header.length
 
     def upload(self, site: str, session: bytes, message: MaskedInput, vector: RingVector) -> None:
         """Step 3: added to the sum once it is whole. The same upload again is answered as before."""
@@ -289,6 +295,7 @@ class Coordinator:
             if self._state is not StudyState.COMPLETE or model != self._register.hash:
                 raise StaleSession("that is not the study's final model", hint="ask again what to do")
             self._archive.save_finished(site, self._plan)
+            self._told.add(site)
 
     def model(self, wanted: str) -> Weights:
         """The newest model or the best one, whichever has that hash."""
@@ -296,7 +303,7 @@ class Coordinator:
             return self._register.model(wanted)
 
     def published(self, round_number: int) -> Published:
-        """The sum of the newest closed round."""
+        """The sum of the newest closed round, or of an evaluation."""
         with self._changed:
             return self._register.published(round_number)
 
@@ -307,6 +314,9 @@ class Coordinator:
         if any(row.round > (parent.last_round if parent else 0) for row in self._register.rounds):
             # Under a version of the plan of which no round has begun, every site has yet to agree.
             self._state = StudyState.RUNNING
+        if self._asked_to_evaluate and self._register.is_trained:
+            # Who comes late could be in no other evaluation of this model: wait for all that may come.
+            self._state = StudyState.GATHERING
         if self._archive.ended(self._plan):
             self._state = StudyState.COMPLETE
         self._end_if_over()
@@ -344,18 +354,25 @@ class Coordinator:
         known = [site for site in missing if site in enrolled]
         waiting = {"to enrol": strangers, "to confirm the roster and join": known}
         reason = "; ".join(f"{', '.join(sites)} {what}" for what, sites in waiting.items() if sites)
-        if not missing:
+        if not missing or self._is_late(missing):
             self._state, reason = StudyState.RUNNING, ""
             self._changed.notify_all()
         if reason and reason != self._reason:
             self._notify(events.Waiting(reason))
         self._reason = reason
 
+    def _is_late(self, missing: list[str]) -> bool:
+        """Whether an evaluation of a study that is over goes on without some sites."""
+        overdue = self._clock() - self._born > self._manifest.plan.schedule.deadline_s
+        enough = len(self._manifest.plan.sites) - len(missing) >= self._manifest.quorum
+        return overdue and enough and self._register.evaluation_is_due
+
     def _open(self) -> None:
         attempt = self._register.open(roster_of(self._manifest, self._enrolled()), self._clock())
         self._attempt = attempt
-        rounds = self._manifest.plan.schedule.rounds
-        self._notify(events.RoundStarted(attempt.row.round, rounds, attempt.row.attempt))
+        rounds, row = self._manifest.plan.schedule.rounds, attempt.row
+        started = events.RoundStarted(row.round, rounds, row.attempt)
+        self._notify(events.EvaluationStarted(row.round, row.attempt) if row.evaluation else started)
         self._changed.notify_all()
 
     def _attendance(self, attempt: Attempt) -> Attendance:
@@ -416,12 +433,22 @@ class Coordinator:
         self._changed.notify_all()
 
     def _close(self, attempt: Attempt) -> None:
+        if attempt.row.evaluation:
+            self._close_evaluation(attempt)
+            return
         closing = self._register.close(attempt)
         self._attempt, row = None, attempt.row
         rounds, seconds = self._manifest.plan.schedule.rounds, (row.ended_at or 0) - row.started_at
         self._notify(events.RoundClosed(row.round, rounds, row.contributors, row.lost, seconds))
         if closing.back:
             self._notify(events.Note(f"round {row.round}: the validation Dice collapsed; back to the best model"))
+        self._end_if_over()
+        self._changed.notify_all()
+
+    def _close_evaluation(self, attempt: Attempt) -> None:
+        aggregate = self._register.close_evaluation(attempt)
+        self._attempt, row = None, attempt.row
+        self._notify(events.Evaluated(row.round, row.contributors, aggregate.subjects, aggregate.dice.mean))
         self._end_if_over()
         self._changed.notify_all()
 
@@ -436,7 +463,9 @@ class Coordinator:
 
     def _after_abandoned(self, gathering: bool, why: str | None = None) -> None:
         """Go on, or pause where that is hopeless; `why` sites that did answer made no sum."""
-        if gathering or self._register.without_sum >= VOID_ROUNDS * ATTEMPTS:
+        if self._register.rounds[-1].evaluation:
+            self._end_if_over()
+        elif gathering or self._register.without_sum >= VOID_ROUNDS * ATTEMPTS:
             number = self._register.rounds[-1].round
             few = f"fewer than {self._manifest.quorum} sites could finish round {number}"
             self.pause(few if why is None else f"round {number} brought no sum: {why}")
@@ -464,7 +493,10 @@ class Coordinator:
     def _check_alone(self, attempt: Attempt, site: str, vector: RingVector) -> None:
         """In plain mode every update can be held to the clip by itself; a site that breaks it is out, by name."""
         try:
-            self._encoding.decode(vector, [self._manifest.plan.sites[site].weight])
+            if attempt.row.evaluation:
+                aggregate_of(evaluation_code(self._manifest), vector, 1)
+            else:
+                self._encoding.decode(vector, [self._manifest.plan.sites[site].weight])
         except ProtocolError as error:
             reason = "sent an update that breaks the plan's clip, its weight or the range of scores"
             self._lose(attempt, site, reason)
@@ -475,7 +507,7 @@ class Coordinator:
 
     def _instruction(self, site: str) -> Instruction:
         if self._state is StudyState.COMPLETE:
-            return Finished(self._register.head, self.history)
+            return Finished(self._register.head, self.history, self._register.evaluation)
         if self._state is StudyState.PAUSED:
             return Paused(self._reason)
         attempt = self._attempt

@@ -115,6 +115,32 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class EvaluationStarted:
+    """An attempt at an evaluation begins: sites score the model on their kept-back subjects."""
+
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A site's kept-back scans are segmented and scored."""
+
+    done: int
+    scans: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation ended with a sum. All in it is published; `dice` is None where no site has kept-back subjects."""
+
+    round: int
+    contributors: tuple[str, ...]
+    subjects: int
+    dice: float | None
+
+
+@dataclass(frozen=True)
 class Note:
     """Something else worth a line."""
 
@@ -133,6 +159,9 @@ Event = (
     | Charged
     | Encoded
     | Taken
+    | EvaluationStarted
+    | Scoring
+    | Evaluated
     | Note
 )
 Notify = Callable[[Event], None]

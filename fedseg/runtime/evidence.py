@@ -66,6 +66,19 @@ def closed_entry(published: Published, closing: Closing, base_model: str) -> dic
     }
 
 
+def evaluated_entry(published: Published, released: str) -> dict[str, object]:
+    """An evaluation's end: whose scores, of which model, and all that they add up to."""
+    return {
+        "round": published.round,
+        "session": published.session.hex(),
+        "contributors": list(published.contributors),
+        "model": published.next_model,
+        "released": released,
+        "statistics": published.total.tolist(),
+        "signature": published.signature.hex(),
+    }
+
+
 def countersigned_entry(site: str, signed: Countersigned) -> dict[str, object]:
     """A head of a site's privacy ledger that the server has countersigned."""
     return {

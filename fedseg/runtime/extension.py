@@ -1,8 +1,8 @@
 """A study that goes on after its plan's rounds: a new version of the plan, which names the one that it extends.
 
-Nothing changes but how many rounds there are, the privacy budget with its reserve, and so the noise of the rounds to
-come: it is calibrated so that all rounds, past and to come, keep the budget. Past rounds stay as they were charged.
-Every site agrees again.
+Nothing changes but how many rounds there are, whether the model is evaluated, the privacy budget with its reserve, and
+so the noise of the rounds to come: it is calibrated so that all rounds, past and to come, keep the budget. Past rounds
+stay as they were charged. Every site agrees again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def extend(
     rounds: int,
     epsilon: float | None = None,
     reserve: int | None = None,
+    evaluate: bool = False,
     book: Sequence[RoundRow],
     claims: Sequence[ClaimRow],
 ) -> Manifest:
@@ -44,19 +45,23 @@ def extend(
     Args:
         old: The version in force.
         first: The state that round 1 started from, float32.
-        rounds: How many rounds more than it has.
+        rounds: How many rounds more than it has; 0 only where an evaluation comes to it.
         epsilon: The budget of all rounds together; None: as it was.
         reserve: Rounds beyond the schedule that the noise is calibrated for; None: as many as it has.
+        evaluate: Whether federated evaluation comes to the plan, where it had none.
         book: All attempts at all rounds so far.
         claims: All that sites have claimed of their ledgers, in order.
 
     Raises:
         PlanError: No noise keeps the budget, or a number is out of range.
     """
+    if rounds < 1 and evaluate <= old.plan.evaluation.federated:
+        hint = "add rounds: --rounds 1 or more; or an evaluation, where the plan has none: --evaluate"
+        raise PlanError("an extension by no round changes nothing", where="extension", hint=hint)
     begun = max((row.round for row in book), default=0)
     earlier = old.parent.spent if old.parent else ()
     parent = Parent(plan_hash=old.plan_hash, last_round=begun, spent=(*earlier, *spent_under(old, book, claims)))
-    plan = _longer(old.plan, rounds, epsilon, reserve)
+    plan = _longer(old.plan, rounds, epsilon, reserve, evaluate)
     weights = Strategy.of(old).weights(first)
     start = FirstModel(weights, old.architecture, old.trained, old.init)
     try:
@@ -68,8 +73,9 @@ def extend(
     return new
 
 
-def _longer(plan: StudyPlan, rounds: int, epsilon: float | None, reserve: int | None) -> StudyPlan:
+def _longer(plan: StudyPlan, rounds: int, epsilon: float | None, reserve: int | None, evaluate: bool) -> StudyPlan:
     changed: dict[str, Any] = {
+        "evaluation": plan.evaluation.model_copy(update={"federated": plan.evaluation.federated or evaluate}),
         "schedule": plan.schedule.model_copy(update={"rounds": plan.schedule.rounds + rounds}),
         "privacy": plan.privacy.model_copy(
             update={
@@ -175,18 +181,34 @@ def check_extension(old: Manifest, new: Manifest) -> None:
     changed = _first_change(_fixed(old), _fixed(new))
     if changed is not None:
         raise PlanError(f"an extension changes rounds and budget alone, this one also {changed}", hint=_TALK)
-    if new.plan.schedule.rounds <= old.plan.schedule.rounds:
-        raise PlanError("an extension has more rounds than the plan before", hint=_TALK)
+    _check_length(old.plan, new.plan)
     earlier = old.parent.spent if old.parent else ()
     past = old.parent.last_round if old.parent else 0
     if parent.spent[: len(earlier)] != earlier or parent.last_round < past:
         raise PlanError("an extension leaves out what earlier versions of the plan have cost", hint=_TALK)
 
 
+def _check_length(old: StudyPlan, new: StudyPlan) -> None:
+    evaluated, rounds = old.evaluation.federated, old.schedule.rounds
+    if evaluated and not new.evaluation.federated:
+        raise PlanError("an extension does not take the evaluation out of a plan", hint=_TALK)
+    if new.schedule.rounds < rounds + (new.evaluation.federated == evaluated):
+        raise PlanError("an extension has more rounds than the plan before", hint=_TALK)
+    if new.schedule.rounds > rounds and new.strategy.name == "scaffold":
+        # A site that has yet to take in the last sum would divide it by another rate than the server has.
+        raise PlanError(
+            "a study under scaffold cannot have more rounds: what its sites correct by is divided by the learning "
+            "rates of the plan's rounds, which more of them would change",
+            where="strategy.name",
+            hint="begin another study from this one's model: fedseg study create --init MODEL",
+        )
+
+
 def _fixed(manifest: Manifest) -> dict[str, Any]:
     """What an extension may not change."""
     data = manifest.model_dump(mode="json", exclude={"parent", "noise_multiplier", "code_version"})
     del (
+        data["plan"]["evaluation"]["federated"],
         data["plan"]["schedule"]["rounds"],
         data["plan"]["privacy"]["epsilon"],
         data["plan"]["privacy"]["reserve_rounds"],

@@ -35,6 +35,10 @@ class Follower:
         evidence: The site's log.
         notify: Told what happens.
         patiently: Calls, and calls again while the server cannot be reached.
+
+    Attributes:
+        state: The study's, as this site holds it; None before the first model.
+        closed_round: The newest round that is closed, once `catch_up` has told.
     """
 
     def __init__(
@@ -53,11 +57,7 @@ class Follower:
         self._best = memory.best()
         self._doubt: ProtocolError | None = None
         self.state = memory.weights()
-
-    @property
-    def weights(self) -> Weights | None:
-        """float32[P]: what is trained next; None before the first model."""
-        return None if self.state is None else self._strategy.weights(self.state)
+        self.closed_round = 0
 
     @property
     def released(self) -> Weights | None:
@@ -81,12 +81,13 @@ class Follower:
             self._check_head(head, part)
             if own == head.model_hash:
                 self._follow_best(head)
+                self.closed_round = head.closed_round
                 return False
             if state is not None and head.closed_round and own == head.base_model:
                 following = self._apply(state, head, part, server_key)
         if following is None:
             following = self._download(head, part)
-        self.state = following
+        self.state, self.closed_round = following, head.closed_round
         self._memory.save_weights(following)
         return True
 

@@ -6,6 +6,7 @@ never made twice. Every message that could count against somebody is in the site
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -46,7 +47,7 @@ class Participation:
         self._logged: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._headers: dict[str, SessionHeader] = {}
         self._signed: dict[str, tuple[str, ...]] = {}
-        self._used: dict[bytes, dict[int, tuple[str, ...]]] = {}
+        self._used: dict[tuple[bytes, bool], dict[int, tuple[str, ...]]] = {}
         for kind, body in evidence.entries():
             self._note(kind, body)
         kept = memory.session()
@@ -91,6 +92,12 @@ class Participation:
         models = [header.model_hash.hex() for header in self._headers.values() if header.round == round_number]
         return models[-1] if models else None
 
+    @property
+    def evaluations(self) -> frozenset[int]:
+        """The evaluations to which this site has given its scores, by round."""
+        given = (self._headers[session] for kind, session in self._logged if kind == "masked")
+        return frozenset(header.round for header in given if header.evaluation)
+
     def denies(self, published: Published) -> bool:
         """Whether the sum can't be one: of others than this site has signed for, or of an attempt too many.
 
@@ -105,6 +112,11 @@ class Participation:
     def may_join(self, header: SessionHeader) -> bool:
         """Whether this session may be joined, or joined still, after what this site has done before."""
         return self._rejoins(header) or may_join(self._left, header)
+
+    def may_give(self, header: SessionHeader, vector: RingVector) -> bool:
+        """Whether this may be masked: to evaluations of one model a site gives the same statistics, or nothing."""
+        given = self._memory.scored(header.model_hash.hex()) if header.evaluation else None
+        return given in (None, _digest(vector))
 
     def join(self, header: SessionHeader) -> Advertisement | None:
         """Step 1; None in plain mode. The session before is ended, and its keys are gone, before this one has any.
@@ -142,16 +154,19 @@ class Participation:
             sharers: U2; in plain mode the sites that joined.
             envelopes: For this site, by sender.
             x: Gives the encoded update; only asked where it is not masked yet.
+
+        Raises:
+            ProtocolError: These are other scores of a model than this site has given before.
         """
         state = self._state
         if isinstance(state, Joined) and session == self.session:
-            vector = x()
+            vector = self._input(state.header, x())
             message = contribute(state.header, self._identity, sharers, vector)
             self._log_input(session, message, sorted(sharers))
             return message, vector
 
         def mask(state: Shared) -> Masked:
-            masked, y = state.mask(envelopes, sharers, x())
+            masked, y = state.mask(envelopes, sharers, self._input(state.header, x()))
             self._memory.save_masked(session, y)
             return masked
 
@@ -217,7 +232,8 @@ class Participation:
             return state is not None
         session = state.header.sid0()
         sid = state.sid if isinstance(state, Shared | Masked | Signed | Unmasked) else session
-        logged = ("aborted", session.hex()) in self._logged or ("closed", sid.hex()) in self._logged
+        logged = any((kind, sid.hex()) in self._logged for kind in ("closed", "evaluated"))
+        logged = logged or ("aborted", session.hex()) in self._logged
         return logged or state.header.roster != self._identity.roster.fingerprint
 
     def _step(self, session: bytes, before: type[Before], after: type[After], take: Callable[[Before], After]) -> After:
@@ -272,18 +288,38 @@ class Participation:
             self._headers[session] = SessionHeader.from_bytes(bytes.fromhex(body["header"]))
         if kind == "confirmed" and session in self._headers:
             header, members = self._headers[session], tuple(body["u3"])
-            self._used.setdefault(header.model_hash, {})[header.round] = members
+            self._used.setdefault((header.model_hash, header.evaluation), {})[header.round] = members
             self._signed[body["sid"]] = members
+
+    def _input(self, header: SessionHeader, vector: RingVector) -> RingVector:
+        """What is masked, once it is written down what an evaluation gets."""
+        if not self.may_give(header, vector):
+            raise ProtocolError(
+                f"round {header.round} would be a second evaluation of one model, and this site's scores of it are "
+                "others than those that it has given: its test subjects have changed, or how it computes",
+                hint="what the two differ by can be one subject's scores: nothing was sent; evaluate here with: "
+                "fedseg evaluate",
+            )
+        if header.evaluation:
+            self._memory.save_scored(header.model_hash.hex(), _digest(vector))
+        return vector
 
     def _check_reuse(self, header: SessionHeader, contributors: Sequence[str]) -> None:
         """Two sums over one model differ by an update where their contributors do: refuse that, or write it down.
 
         Signing, not unmasking, is what uses a model: from then on others may have given the sum away. Another attempt
-        at one round adds the same updates again, and 2t > n + c keeps the two from both being unmasked.
+        at one round adds the same updates again, and 2t > n + c keeps the two from both being unmasked. An evaluation
+        adds the same statistics each time (`_input`), and is never accepted of others.
         """
-        chosen, used = tuple(sorted(contributors)), dict(self._used.get(header.model_hash, {}))
+        chosen, used = tuple(sorted(contributors)), dict(self._used.get((header.model_hash, header.evaluation), {}))
         used.pop(header.round, None)
         others = [earlier for earlier, members in used.items() if members != chosen]
+        if others and header.evaluation:
+            raise ProtocolError(
+                f"round {header.round} would be a second evaluation of the model of round {others[-1]}, of other "
+                "contributors",
+                hint="what the two differ by are the scores of single sites: nothing was sent",
+            )
         if others and not self._may_reuse:
             raise ProtocolError(
                 f"round {header.round} would be a second sum over the model of round {others[-1]}, "
@@ -302,6 +338,10 @@ _AFTER: Mapping[str, tuple[type, ...]] = {
     "confirmed": (Advertised, Shared, Masked),
     "unmask": (Advertised, Shared, Masked),
 }
+
+
+def _digest(vector: RingVector) -> str:
+    return hashlib.sha256(vector.astype("<u4").tobytes()).hexdigest()
 
 
 def _sets(state: Signed) -> dict[str, object]:

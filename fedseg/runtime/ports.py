@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.federation.evaluation import Measured
 from fedseg.federation.exchange import Best, LedgerClaim, RingVector
+from fedseg.federation.parts import Kept
 from fedseg.federation.vector import Weights
 from fedseg.privacy.distributed import NoiseShare
 
@@ -30,10 +32,13 @@ class Trainer(Protocol):
         entropy: Entropy,
         on_step: OnStep,
         should_stop: ShouldStop,
+        correction: Arrays | None = None,
+        towards: Arrays | None = None,
     ) -> Arrays:
         """Weights after minus weights before one round's steps, of the layers that train.
 
-        `Interrupted` where `should_stop` said so.
+        A strategy may add a correction to every gradient, or pull to another model than `weights`; only then are they
+        given. `Interrupted` where `should_stop` said so.
         """
 
     def gradient_sum(
@@ -52,6 +57,17 @@ class Trainer(Protocol):
         """
 
 
+class Scorer(Protocol):
+    """How good a model is on this site's kept-back subjects, scored as `fedseg evaluate` does."""
+
+    def measure(self, weights: Arrays, *, on_scan: OnStep, should_stop: ShouldStop) -> Sequence[Measured]:
+        """The scores of each subject of the split `test`; none where there is none.
+
+        `on_scan` is called with (scans done, scans in all). `Interrupted` where `should_stop` said so; another
+        `FedsegError` where a scan cannot be scored.
+        """
+
+
 class SessionMemory(Protocol):
     """What a site keeps of the newest session of secure aggregation."""
 
@@ -67,6 +83,12 @@ class SessionMemory(Protocol):
     def save_masked(self, session: bytes, vector: RingVector) -> None:
         """Keep it, fsynced, before it leaves."""
 
+    def scored(self, model: str) -> str | None:
+        """Hash of the statistics of that model that were given to an evaluation, in hex; None where none were."""
+
+    def save_scored(self, model: str, digest: str) -> None:
+        """Keep it for good, fsynced, before they are masked for the first time."""
+
 
 class Evidence(Protocol):
     """A party's own log: hash-chained, signed, never changed (`store.audit_log` says what is in it)."""
@@ -78,7 +100,17 @@ class Evidence(Protocol):
         """Write one entry, durable when this returns."""
 
 
-class Memory(SessionMemory, Protocol):
+class KeptMemory(Protocol):
+    """What of a site's rounds never leaves it: its own normalisation, model or correction, by the plan's strategy."""
+
+    def kept(self, closed: int) -> Kept | None:
+        """What was kept of the newest round up to `closed`; None where nothing was."""
+
+    def save_kept(self, round_number: int, closed: int, vector: Weights) -> None:
+        """Keep a round's, fsynced, and what `kept(closed)` gives; all else has served."""
+
+
+class Memory(SessionMemory, KeptMemory, Protocol):
     """What a site keeps on its own disk between messages."""
 
     def weights(self) -> Weights | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedseg.errors import DataError, PlanError
+from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Layout
 from fedseg.imaging.bids import Case, Dataset, load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
@@ -63,7 +64,8 @@ def bytes_needed(dataset: Dataset, manifest: Manifest) -> int:
             for count, spacing in zip(header.shape[:3], header.spacing_mm, strict=True):
                 size_mm3 *= count * spacing
             voxels += size_mm3 / manifest.plan.image.spacing_mm**3
-    return int(5 * voxels) + 8 * 4 * manifest.parameters + 10_000_000
+    vectors = 8 * manifest.parameters + 2 * Strategy.of(manifest).size
+    return int(5 * voxels) + 4 * vectors + 10_000_000
 
 
 def prepare_training(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: OnCase) -> dict[str, list[Prepared]]:
@@ -84,7 +86,7 @@ def _prepare(
     prepared: dict[str, list[Prepared]] = {}
     for subject, cases in subjects.items():
         for case in cases:
-            ready = prepare_case(dataset, case, spacing_mm=plan.image.spacing_mm, cache=kept)
+            ready = prepare_case(dataset, case, spacing_mm=plan.image.spacing_mm, cache=kept, n4=plan.image.n4)
             prepared.setdefault(subject, []).append(ready)
             done += 1
             on_case(done, total)
@@ -111,10 +113,12 @@ def make_trainer(
 
 
 def trained_ranges(plan: StudyPlan, layout: Layout) -> tuple[tuple[int, int], ...]:
-    """Where the layers that a plan trains lie in the flat vector."""
-    from fedseg.training.network import trained_names
+    """Where the layers that a plan trains together lie in the flat vector: under FedBN all but the normalisation."""
+    from fedseg.training.network import norm_names, trained_names
 
-    return layout.ranges(trained_names(plan.network.preset, scheme(plan.task).classes, plan.training.layers))
+    preset, classes = plan.network.preset, scheme(plan.task).classes
+    at_home = norm_names(preset, classes) if plan.strategy.name == "fedbn" else ()
+    return layout.ranges(set(trained_names(preset, classes, plan.training.layers)).difference(at_home))
 
 
 def first_model(plan: StudyPlan) -> FirstModel:

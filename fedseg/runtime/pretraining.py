@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from fedseg import __version__
 from fedseg.errors import StorageError, UsageError
 from fedseg.imaging.label_maps import made_up_labels, public_labels
+from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.labels import scheme
 from fedseg.plan import StudyPlan
-from fedseg.runtime.model_file import NORMALISATION
+from fedseg.runtime.model_file import normalisation
 from fedseg.store.checkpoints import ModelCard, save_model
 from fedseg.store.files import exclusive, storage_errors, write_atomic
 from fedseg.training.network import architecture, arrays, build_network
@@ -276,11 +277,12 @@ def _card(plan: StudyPlan, described: dict[str, Any], words: str) -> ModelCard:
         tissues=scheme(plan.task).tissues,
         spacing_mm=plan.image.spacing_mm,
         patch=plan.image.patch,
-        normalisation=dict(NORMALISATION),
+        normalisation=normalisation(plan),
         study="pretraining",
         plan_hash="",
         rounds=0,
         contributors=(),
         privacy={"mode": "public", "trained_on": words},
         code_version=__version__,
+        fingerprint=T2_MADE_UP,
     )

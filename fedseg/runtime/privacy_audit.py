@@ -283,7 +283,10 @@ def membership_test(model: Path, data: Path, labels: str | None, on_part: OnPart
 
     def losses(group: list[tuple[Case, ...]], before: int) -> Iterator[float]:
         for done, cases in enumerate(group, before + 1):
-            volumes = [prepare_case(dataset, case, spacing_mm=card.spacing_mm) for case in cases]
+            volumes = [
+                prepare_case(dataset, case, spacing_mm=card.spacing_mm, n4=bool(card.normalisation.get("n4")))
+                for case in cases
+            ]
             yield subject_loss_of(network, volumes, card.patch)
             on_part("reckoning losses", done, sum(map(len, groups)))
 

@@ -118,7 +118,8 @@ def site_facts(folder: SiteFolder, audit: Path | None = None) -> PrivacyReport:
 def study_facts(folder: StudyFolder, audit: Path | None = None) -> PrivacyReport:
     """What the coordinator knows: the plan, the rounds, and what sites claim of their ledgers. Arguments as above."""
     versions, db = folder.versions, folder.db
-    manifest, rows, claims = versions[-1], db.rounds(), db.all_claims()
+    manifest, claims = versions[-1], db.all_claims()
+    rows = [row for row in db.rounds() if not row.evaluation]
     private = manifest.plan.private
     events = {site: _told(versions, site, rows, claims) for site in manifest.plan.site_names}
     most = max(events, key=lambda site: epsilon(events[site], manifest.plan.privacy.delta)) if private else None

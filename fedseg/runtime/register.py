@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fedseg.errors import StaleSession
 from fedseg.federation.closing import Closing, close_round
+from fedseg.federation.evaluation import Aggregate, aggregate_of
 from fedseg.federation.exchange import CLOSE, SERVER, Best, Head, Published, RingVector
 from fedseg.federation.robust import combine
 from fedseg.federation.rollback import judge
@@ -14,16 +15,23 @@ from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime.archive import Archive
-from fedseg.runtime.attempt import Attempt, without_sum
-from fedseg.runtime.evidence import aborted_entry, closed_entry, logged_roster, roster_entry, session_entry
+from fedseg.runtime.attempt import ATTEMPTS, Attempt, without_sum
+from fedseg.runtime.evaluations import is_due, published_of
+from fedseg.runtime.evidence import (
+    aborted_entry,
+    closed_entry,
+    evaluated_entry,
+    logged_roster,
+    roster_entry,
+    session_entry,
+)
 from fedseg.runtime.ports import Evidence
-from fedseg.runtime.session import encoding_of, header_of
+from fedseg.runtime.session import encoding_of, evaluation_code, header_of
 from fedseg.secagg.aggregator import Rule
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import sign
 from fedseg.store.study_db import RoundRow
 
-ATTEMPTS = 2
 STOPPED = "server stopped"
 
 
@@ -36,16 +44,25 @@ class Register:
         key: The server's private Ed25519 key.
         evidence: The server's log.
         now: Seconds since 1970.
+        evaluate: Whether another evaluation was asked for: those that have failed do not count.
     """
 
     def __init__(
-        self, manifest: Manifest, archive: Archive, key: bytes, evidence: Evidence, now: Callable[[], float]
+        self,
+        manifest: Manifest,
+        archive: Archive,
+        key: bytes,
+        evidence: Evidence,
+        now: Callable[[], float],
+        *,
+        evaluate: bool = False,
     ) -> None:
         self._manifest, self._archive, self._key = manifest, archive, key
         self._evidence, self._now = evidence, now
         self._encoding, self._strategy = encoding_of(manifest), Strategy.of(manifest)
         self._end_open()
-        closed = [row for row in archive.rounds() if row.state == "closed"]
+        closed = self._trained()
+        self._forgiven = len(archive.rounds()) if evaluate else 0
         self.closed = closed[-1] if closed else None
         self.state = archive.load_model(self.closed.round if self.closed else 0)
         self.hash = model_hash(self.state)
@@ -65,8 +82,8 @@ class Register:
 
     @property
     def history(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
-        """(round, contributors) of every closed round."""
-        return tuple((row.round, row.contributors) for row in self.rounds if row.state == "closed")
+        """(round, contributors) of every closed round that trained."""
+        return tuple((row.round, row.contributors) for row in self._trained())
 
     @property
     def head(self) -> Head:
@@ -77,12 +94,29 @@ class Register:
 
     @property
     def without_sum(self) -> int:
-        """How many attempts in a row have brought no sum, up to the newest."""
-        ended = [row.state in ("abandoned", "void") for row in reversed(self.rounds)]
+        """How many attempts in a row have brought no sum, up to the newest; those to train alone."""
+        ended = [row.state in ("abandoned", "void") for row in reversed(self.rounds) if not row.evaluation]
         return ended.index(False) if False in ended else len(ended)
 
     @property
     def is_over(self) -> bool:
+        """Whether there is nothing left to train or to evaluate."""
+        return self.is_trained and not self.evaluation_is_due
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether the model that the rounds have made is to be evaluated."""
+        if not self.is_trained or self.closed is None:
+            return False
+        return is_due(self._manifest, self.rounds, self.hash, self._forgiven)
+
+    @property
+    def evaluation(self) -> int:
+        """The round of the newest evaluation of the newest model; 0 where there is none."""
+        return max((row.round for row in self._evaluated() if row.model_hash == self.hash), default=0)
+
+    @property
+    def is_trained(self) -> bool:
         """Whether all rounds are closed, or no other may be trained."""
         rows, plan = self.rounds, self._manifest.plan
         ended = bool(rows) and (rows[-1].state in ("closed", "void") or rows[-1].attempt == ATTEMPTS)
@@ -103,11 +137,14 @@ class Register:
         raise StaleSession("the server no longer has that model", hint="ask again what to do")
 
     def published(self, round_number: int) -> Published:
-        """The sum of the newest closed round.
+        """The sum of the newest closed round, or of an evaluation.
 
         Raises:
             StaleSession: It is another round.
         """
+        evaluated = [row for row in self._evaluated() if row.round == round_number]
+        if evaluated:
+            return published_of(evaluated[0])
         if self.closed is None or round_number != self.closed.round:
             raise StaleSession("the server no longer has the sum of that round", hint="ask again what to do")
         if self._newest is None or self._newest.round != round_number:
@@ -116,17 +153,21 @@ class Register:
         return self._newest
 
     def open(self, roster: Roster, clock: float) -> Attempt:
-        """Begin the next attempt: the second at a round that brought no sum, else the first at the next round."""
-        known = logged_roster(self._evidence.entries())
+        """Begin the next attempt: the second at a round that brought no sum, else the first at the next round.
+
+        A round that trains where one is left, else one that evaluates.
+        """
+        known, evaluation = logged_roster(self._evidence.entries()), self.evaluation_is_due
         changed = known is not None and known != roster.fingerprint.hex()
-        number, attempt = self._next(changed)
-        header = header_of(self._manifest, roster, number, attempt, self.hash)
-        row = RoundRow(number, attempt, "open", self.hash, (), {}, None, self._now(), None, 0)
+        number, attempt = self._next(changed, evaluation)
+        header = header_of(self._manifest, roster, number, attempt, self.hash, evaluation=evaluation)
+        scored = model_hash(self.released) if evaluation else None
+        row = RoundRow(number, attempt, "open", self.hash, (), {}, None, self._now(), None, 0, released=scored)
         self._archive.save_round(row)
         if known is None or changed:
             self._evidence.append("roster", roster_entry(roster))
         self._evidence.append("session", session_entry(header))
-        return Attempt(header, roster, row, clock, self._rule())
+        return Attempt(header, roster, row, clock, None if evaluation else self._rule())
 
     def inputs_closed(self, attempt: Attempt) -> None:
         """Write down whose inputs are in the sum, as they signed them."""
@@ -169,19 +210,51 @@ class Register:
         self._best = closing.best
         return closing
 
+    def close_evaluation(self, attempt: Attempt) -> Aggregate:
+        """Take the masks off, sign and keep the sum; the model stays as it is.
+
+        Raises:
+            ProtocolError: The sum cannot be had, or is none that its contributors can make.
+        """
+        total = attempt.aggregator.close_unmask()
+        aggregate = aggregate_of(evaluation_code(self._manifest), total, len(attempt.contributors))
+        unsigned = Published(attempt.row.round, attempt.contributors, total, attempt.sid, self.hash)
+        row = replace(
+            attempt.row, state="closed", contributors=attempt.contributors, next_model=self.hash,
+            lost={site: why for site, why in attempt.left.items() if site not in attempt.contributors},
+            ended_at=self._now(), session=attempt.sid, total=total.astype("<u4").tobytes(),
+            signature=sign(self._key, CLOSE, attempt.sid, SERVER, unsigned.statement),
+        )  # fmt: skip
+        self._archive.save_round(row)
+        self._log_evaluation(row)
+        attempt.row = row
+        return aggregate
+
+    def _log_evaluation(self, row: RoundRow) -> None:
+        self._evidence.append("evaluated", evaluated_entry(published_of(row), row.released or ""))
+
     def abandon(self, attempt: Attempt, why: str) -> None:
         """End an attempt without a sum."""
         row = replace(attempt.row, state=without_sum(attempt.row), lost=dict(attempt.left), ended_at=self._now())
         self._archive.save_round(row)
         self._evidence.append("aborted", aborted_entry(attempt.session.hex(), why))
 
-    def _next(self, roster_changed: bool) -> tuple[int, int]:
+    def _trained(self) -> list[RoundRow]:
+        """Closed rounds that trained."""
+        return [row for row in self._archive.rounds() if row.state == "closed" and not row.evaluation]
+
+    def _evaluated(self) -> list[RoundRow]:
+        """Closed rounds that evaluated."""
+        return [row for row in self._archive.rounds() if row.state == "closed" and row.evaluation]
+
+    def _next(self, roster_changed: bool, evaluation: bool) -> tuple[int, int]:
         """A second attempt only under the roster of the first: who enrolled anew has forgotten what it answered."""
         rows = self.rounds
         if not rows:
             return 1, 1
         last = rows[-1]
-        if last.state == "abandoned" and last.attempt < ATTEMPTS and not roster_changed:
+        again = last.state == "abandoned" and last.attempt < ATTEMPTS and last.evaluation == evaluation
+        if again and not roster_changed:
             return last.round, last.attempt + 1
         return last.round + 1, 1
 
@@ -223,10 +296,12 @@ class Register:
         if not sessions:
             return
         after = [kind for kind, _ in entries[max(i for i, each in enumerate(entries) if each[0] == "session") :]]
-        if "closed" in after or "aborted" in after:
+        if {"closed", "evaluated", "aborted"} & set(after):
             return
-        opened = len([kind for kind, _ in entries if kind == "closed"])
-        if len(closed) > opened:
+        written = [kind for kind, _ in entries]
+        if len(evaluated := self._evaluated()) > written.count("evaluated"):
+            self._log_evaluation(evaluated[-1])
+        elif len(closed) > written.count("closed"):
             row = closed[-1]
             published = self._published(row)
             closing = self._judge(published.total, row.contributors, row.model_hash, self._replay(closed[:-1]))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from fedseg.plan import Manifest
 from fedseg.rpc.service import Desk, start_server
 from fedseg.runtime import events
 from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.evaluations import refuse_demand
 from fedseg.runtime.extension import append_versions
-from fedseg.runtime.session import encoding_of
 from fedseg.runtime.simulation import LocalLink
 from fedseg.runtime.study import DiskArchive, StudyFolder
 from fedseg.store.audit_log import AuditLog
@@ -20,7 +19,7 @@ GOODBYE_S = 60.0
 STOP_GRACE_S = 5.0
 
 
-def desk_of(folder: StudyFolder, manifest: Manifest, coordinator: Coordinator) -> Desk:
+def desk_of(folder: StudyFolder, coordinator: Coordinator) -> Desk:
     """What the wire may ask of a study."""
     ca, db = folder.ca.cert_pem, folder.db
     return Desk(
@@ -31,13 +30,14 @@ def desk_of(folder: StudyFolder, manifest: Manifest, coordinator: Coordinator) -
         study_ca=ca,
         invites=lambda: {row.id: row.ca_certificate for row in db.invites()},
         now=time.time,
-        vector_bytes=4 * encoding_of(manifest).length,
         staging=folder.staging,
         expect_upload=coordinator.expect_upload,
     )
 
 
-def serve(folder: StudyFolder, bind: str, *, notify: events.Notify, stop: threading.Event) -> Coordinator:
+def serve(
+    folder: StudyFolder, bind: str, *, notify: events.Notify, stop: threading.Event, evaluate: bool = False
+) -> Coordinator:
     """Run a study's server until the study is complete, paused or stopped.
 
     Args:
@@ -45,29 +45,40 @@ def serve(folder: StudyFolder, bind: str, *, notify: events.Notify, stop: thread
         bind: HOST:PORT to listen on.
         notify: Told what happens.
         stop: Set by Ctrl-C: the attempt under way is abandoned, sites are told, nothing else is lost.
+        evaluate: Open an evaluation of the model of a study that is complete.
 
     Returns:
         The coordinator, whose state says how it ended.
 
     Raises:
         LinkError: if the port is in use.
+        UsageError: if an evaluation is asked for and there can be none.
     """
+    if evaluate:
+        refuse_demand(folder.manifest, folder.db.rounds(), str(folder.root))
     with AuditLog.open(folder.audit, folder.signing_key) as log:
-        return _serve(folder, bind, log, notify, stop)
+        append_versions(log, folder.versions)
+        coordinator = Coordinator(
+            folder.manifest,
+            DiskArchive(folder),
+            enrolled=folder.enrolled,
+            key=folder.signing_key,
+            evidence=log,
+            notify=notify,
+            evaluate=evaluate,
+        )
+        _serve(folder, bind, coordinator, notify, stop)
+    return coordinator
 
 
-def _serve(folder: StudyFolder, bind: str, log: AuditLog, notify: events.Notify, stop: threading.Event) -> Coordinator:
-    manifest = folder.manifest
-    append_versions(log, folder.versions)
-    coordinator = Coordinator(
-        manifest, DiskArchive(folder), enrolled=folder.enrolled, key=folder.signing_key, evidence=log, notify=notify
-    )
+def _serve(
+    folder: StudyFolder, bind: str, coordinator: Coordinator, notify: events.Notify, stop: threading.Event
+) -> None:
     late = coordinator.without_model()
     if coordinator.state is StudyState.COMPLETE and not late:
-        return coordinator
-    server, port = start_server(
-        desk_of(folder, manifest, coordinator), bind, folder.tls, sites=len(manifest.plan.sites)
-    )
+        return
+    sites = len(folder.manifest.plan.sites)
+    server, port = start_server(desk_of(folder, coordinator), bind, folder.tls, sites=sites)
     notify(events.Note(f"listening on port {port}; sites reach this server at {folder.address}"))
     try:
         if coordinator.state is StudyState.COMPLETE:
@@ -78,7 +89,6 @@ def _serve(folder: StudyFolder, bind: str, log: AuditLog, notify: events.Notify,
         _say_goodbye(coordinator, stop)
     finally:
         server.stop(STOP_GRACE_S).wait()
-    return coordinator
 
 
 def _hand_out(coordinator: Coordinator, notify: events.Notify, stop: threading.Event) -> None:

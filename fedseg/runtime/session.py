@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from fedseg.document import Document
 from fedseg.errors import PlanError
+from fedseg.federation.evaluation import statistics_code
 from fedseg.federation.exchange import Enrolled
+from fedseg.labels import scheme
 from fedseg.plan import Manifest, StudyPlan
 from fedseg.privacy.distributed import NoiseShare, honest_others
 from fedseg.secagg.encoding import Encoding
@@ -15,6 +17,7 @@ from fedseg.secagg.integers import IntegerCode
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.session import Code
+from fedseg.secagg.statistics import StatisticsCode
 from fedseg.secagg.thresholds import Thresholds
 
 
@@ -139,6 +142,15 @@ def encoding_of(manifest: Manifest) -> Code:
     )
 
 
+def evaluation_code(manifest: Manifest) -> StatisticsCode:
+    """The ring code of what a study's sites send in an evaluation.
+
+    Raises:
+        PlanError: if the bound on the sum cannot be kept.
+    """
+    return statistics_code(len(manifest.plan.sites), len(scheme(manifest.plan.task).tissues))
+
+
 def roster_of(manifest: Manifest, enrolled: Enrolled) -> Roster:
     """The roster of a study in which these have enrolled.
 
@@ -148,8 +160,19 @@ def roster_of(manifest: Manifest, enrolled: Enrolled) -> Roster:
     return Roster(manifest.study, bytes.fromhex(manifest.plan_hash), enrolled.server_key, enrolled.keys)
 
 
-def header_of(manifest: Manifest, roster: Roster, round_number: int, attempt: int, model_hash: str) -> SessionHeader:
-    """The header of one attempt at a round, which every site recomputes and compares."""
+def header_of(
+    manifest: Manifest, roster: Roster, round_number: int, attempt: int, model_hash: str, *, evaluation: bool = False
+) -> SessionHeader:
+    """The header of one attempt at a round, which every site recomputes and compares.
+
+    Args:
+        manifest: The study.
+        roster: The study's.
+        round_number: The round.
+        attempt: At it.
+        model_hash: Of the state that the round starts from.
+        evaluation: Whether the round measures that state's model instead of training it.
+    """
     plan = manifest.plan
     return SessionHeader.of(
         study=manifest.study,
@@ -157,7 +180,7 @@ def header_of(manifest: Manifest, roster: Roster, round_number: int, attempt: in
         round=round_number,
         attempt=attempt,
         model_hash=bytes.fromhex(model_hash),
-        encoding=encoding_of(manifest),
+        encoding=evaluation_code(manifest) if evaluation else encoding_of(manifest),
         sites=plan.site_names,
         roster=roster.fingerprint,
         thresholds=thresholds_of(plan, manifest.quorum),

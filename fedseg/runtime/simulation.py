@@ -22,6 +22,7 @@ from fedseg.federation.exchange import (
     RingVector,
     WithdrawReason,
 )
+from fedseg.federation.parts import Kept, newest_of
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Layout, Weights
 from fedseg.plan import Manifest
@@ -29,7 +30,7 @@ from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator
 from fedseg.runtime.evidence import MemoryEvidence
-from fedseg.runtime.ports import Charger, Entropy, Trainer
+from fedseg.runtime.ports import Charger, Entropy, Scorer, Trainer
 from fedseg.runtime.session import roster_of
 from fedseg.runtime.site import SiteRunner
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
@@ -81,6 +82,10 @@ class LocalLink:
         """See `federation.exchange.Link`."""
         self.coordinator.withdraw(self.site, session, reason)
 
+    def evaluated(self, round_number: int, progress: Progress) -> Published:
+        """See `federation.exchange.Link`."""
+        return self.published(round_number, progress)
+
     def holds(self, model_hash: str) -> None:
         """See `federation.exchange.Link`."""
         self.coordinator.holds(self.site, model_hash)
@@ -114,7 +119,9 @@ class SiteMemory:
         self._contribution: tuple[int, str, RingVector] | None = None
         self._session: bytes | None = None
         self._masked: tuple[bytes, RingVector] | None = None
+        self._scored: dict[str, str] = {}
         self._best: Best | None = None
+        self._kept: dict[int, Weights] = {}
 
     def weights(self) -> Weights | None:
         """The newest model."""
@@ -150,6 +157,14 @@ class SiteMemory:
         """Keep the newest masked update."""
         self._masked = (session, vector)
 
+    def scored(self, model: str) -> str | None:
+        """Hash of the statistics of that model that were given to an evaluation."""
+        return self._scored.get(model)
+
+    def save_scored(self, model: str, digest: str) -> None:
+        """Keep it."""
+        self._scored[model] = digest
+
     def best(self) -> Best | None:
         """What a collapse would roll back to."""
         return self._best
@@ -157,6 +172,17 @@ class SiteMemory:
     def save_best(self, best: Best) -> None:
         """Keep it."""
         self._best = best
+
+    def kept(self, closed: int) -> Kept | None:
+        """What stays here of the newest round up to `closed`."""
+        newest = newest_of(self._kept, closed)
+        return None if newest is None else Kept(newest, self._kept[newest])
+
+    def save_kept(self, round_number: int, closed: int, vector: Weights) -> None:
+        """Keep it, and what it follows."""
+        newest = newest_of(self._kept, closed)
+        before = {} if newest is None else {newest: self._kept[newest]}
+        self._kept = {**before, round_number: vector}
 
 
 def simulate(
@@ -167,6 +193,7 @@ def simulate(
     *,
     entropy: Entropy,
     chargers: Mapping[str, Charger] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     notify: events.Notify = lambda _: None,
 ) -> tuple[Weights, Finished]:
     """Run a study with one thread a site.
@@ -178,6 +205,7 @@ def simulate(
         trainers: One for each site of the plan.
         entropy: Random bytes for keys and privacy noise.
         chargers: The sites' ledgers, in a private study.
+        scorers: One for each site, in a study with federated evaluation.
         notify: Told what happens at the server.
 
     Returns:
@@ -199,7 +227,7 @@ def simulate(
         SiteRunner(
             Identity(site, key, roster), manifest, LocalLink(coordinator, site), trainers[site], layout, SiteMemory(),
             evidence=MemoryEvidence(), confirm=lambda _: roster, may_reuse=False, charger=(chargers or {}).get(site),
-            entropy=entropy, notify=lambda _: None, stop=threading.Event(),
+            entropy=entropy, notify=lambda _: None, stop=threading.Event(), scorer=(scorers or {}).get(site),
         )
         for site, key in keys.items()
     ]  # fmt: skip

@@ -39,15 +39,18 @@ from fedseg.federation.exchange import (
     Wait,
     WithdrawReason,
 )
-from fedseg.federation.vector import Layout, Weights
+from fedseg.federation.parts import Turn
+from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.countersigning import WitnessedLedger
 from fedseg.runtime.evidence import logged_roster, roster_entry
 from fedseg.runtime.following import Follower
+from fedseg.runtime.local_round import LocalRounds, as_sent
+from fedseg.runtime.measuring import Evaluator
 from fedseg.runtime.participation import Participation
 from fedseg.runtime.patience import patiently
-from fedseg.runtime.ports import Arrays, Charger, Entropy, Evidence, Memory, OnStep, ShouldStop, Trainer
+from fedseg.runtime.ports import Arrays, Charger, Entropy, Evidence, Memory, OnStep, Scorer, ShouldStop, Trainer
 from fedseg.runtime.session import encoding_of, header_of, noise_share
 from fedseg.secagg.encoding import Encoding, rounding_seed
 from fedseg.secagg.integers import IntegerCode
@@ -68,7 +71,7 @@ class Work:
     attempt: int
     model: str
     stop: threading.Event
-    result: Future[RingVector]
+    result: Future[RingVector | None]
 
 
 class SiteRunner:
@@ -85,6 +88,7 @@ class SiteRunner:
         confirm: Judges a roster that differs; raises unless the operator has approved it.
         may_reuse: Whether a second sum over a used model may have other contributors than the first.
         charger: The privacy ledger; None in a study without privacy.
+        scorer: Scores on kept-back subjects; None in a study without federated evaluation.
         entropy: Random bytes from the operating system.
         notify: Told what happens; may be called from the training thread.
         stop: Set by Ctrl-C.
@@ -104,6 +108,7 @@ class SiteRunner:
         confirm: Callable[[Enrolled], Roster],
         may_reuse: bool,
         charger: Charger | None,
+        scorer: Scorer | None = None,
         entropy: Entropy,
         notify: events.Notify,
         stop: threading.Event,
@@ -118,6 +123,9 @@ class SiteRunner:
         self._encoding = encoding_of(manifest)
         self._sent = layout.within(layout.names_in(manifest.trained))
         self._model = Follower(manifest, link, memory, evidence, notify=notify, patiently=self._patiently)
+        self._rounds = LocalRounds(manifest, trainer, layout, memory)
+        self._evaluator = Evaluator(manifest, scorer, link, evidence, notify=notify, patiently=self._patiently)
+        self._unscored: set[str] = set()
         self._ledger = None if charger is None else self._witnessed(charger)
         self._work: Work | None = None
         self._part = self._participation()
@@ -129,6 +137,12 @@ class SiteRunner:
     def released(self) -> Weights | None:
         """What the study gives away as it stands: the newest model that this site holds, or the averaged one."""
         return self._model.released
+
+    @property
+    def personal(self) -> Weights | None:
+        """This site's own model beside it, where the plan's strategy makes one; it is never sent."""
+        released = self._model.released
+        return None if released is None else self._rounds.personal(released, self._model.closed_round)
 
     def run(self) -> Finished:
         """Take part until the study is complete.
@@ -235,6 +249,7 @@ class SiteRunner:
             case Finished():
                 self._catch_up(instruction.head)
                 self._model.check_history(instruction.history)
+                self._follow_evaluation(instruction.evaluation)
                 self._part.end("the study ended")
                 return instruction
         return None
@@ -260,9 +275,12 @@ class SiteRunner:
         self._check_plan(offered)
         self._follow_roster(offered)
         self._catch_up(instruction.head)
-        self._check_rounds()
+        if offered.evaluation:
+            self._evaluator.check(offered, instruction.head, self._part)
+        else:
+            self._check_rounds()
         self._expected_header(offered, instruction.head).check_offer(offered)
-        if not self._part.may_join(offered):
+        if instruction.head.model_hash in self._unscored or not self._part.may_join(offered):
             self._patiently(lambda: self._link.withdraw(session, "refused"))
             return
         try:
@@ -275,7 +293,8 @@ class SiteRunner:
             self._patiently(lambda: self._link.withdraw(session, "interrupted"))
             return
         message = self._part.join(offered)
-        self._notify(events.RoundStarted(offered.round, self._manifest.plan.schedule.rounds, offered.attempt))
+        started = events.RoundStarted(offered.round, self._manifest.plan.schedule.rounds, offered.attempt)
+        self._notify(events.EvaluationStarted(offered.round, offered.attempt) if offered.evaluation else started)
         self._patiently(lambda: self._link.advertise(session, message))
 
     def _check_plan(self, offered: SessionHeader) -> None:
@@ -301,7 +320,9 @@ class SiteRunner:
     def _expected_header(self, offered: SessionHeader, head: Head) -> SessionHeader:
         """The session as this site puts it together: from its own manifest, its own roster, the weights it holds."""
         roster = self._identity.roster
-        return header_of(self._manifest, roster, offered.round, offered.attempt, head.model_hash)
+        return header_of(
+            self._manifest, roster, offered.round, offered.attempt, head.model_hash, evaluation=offered.evaluation
+        )
 
     def _follow_roster(self, offered: SessionHeader) -> None:
         """Go on under another roster only where this site's operator has approved it."""
@@ -346,14 +367,24 @@ class SiteRunner:
         if self._ledger is not None and not self._ledger.charge(header.round, header.attempt, model, key):
             return False
         stop = threading.Event()
-        result = self._pool.submit(self._train, header.round, model, stop)
+        result = self._pool.submit(self._measure if header.evaluation else self._train, header.round, model, stop)
         self._work = Work(header.round, header.attempt, model, stop, result)
         return True
 
+    def _measure(self, round_number: int, model: str, stop: threading.Event) -> RingVector | None:
+        """This site's scores of the model that the study gives away, as they are summed; None where it has none."""
+        if (released := self._model.released) is None:
+            raise ProtocolError("there is no model to evaluate")
+        weights = self._layout.unflatten(released)
+        vector = self._evaluator.contribution(weights, lambda: stop.is_set() or self._stop.is_set())
+        if vector is not None:
+            self._memory.save_contribution(round_number, model, vector)
+        return vector
+
     def _train(self, round_number: int, model: str, stop: threading.Event) -> RingVector:
-        if (held := self._model.weights) is None:
+        if (state := self._model.state) is None:
             raise ProtocolError("there is no model to train")
-        weights = self._layout.unflatten(held)
+        turn = self._rounds.turn(round_number, self._model.closed_round, state)
 
         def should_stop() -> bool:
             return stop.is_set() or self._stop.is_set()
@@ -362,22 +393,21 @@ class SiteRunner:
             self._notify(events.Training(round_number, done, steps))
 
         if isinstance(self._encoding, IntegerCode):
-            vector = self._summed(self._encoding, weights, on_step, should_stop)
+            vector = self._summed(self._encoding, self._rounds.start(turn), on_step, should_stop)
         else:
-            vector = self._updated(self._encoding, weights, round_number, on_step, should_stop)
+            vector = self._updated(self._encoding, turn, on_step, should_stop)
         self._memory.save_contribution(round_number, model, vector)
         return vector
 
-    def _updated(
-        self, code: Encoding, weights: Arrays, round_number: int, on_step: OnStep, should_stop: ShouldStop
-    ) -> RingVector:
-        """A round of training of this site's own, as it is sent."""
-        plan, entropy = self._manifest.plan, self._entropy
-        score = self._trainer.score(weights, should_stop=should_stop) if code.scored else None
-        update = self._trainer.update(weights, round_number, entropy=entropy, on_step=on_step, should_stop=should_stop)
-        seed = rounding_seed(plan.seed, round_number, self._site)
-        encoded = code.encode(self._sent.flatten(update), plan.sites[self._site].weight, seed, score)
-        self._notify(events.Encoded(round_number, encoded.norm, plan.aggregation.clip, encoded.relative_error))
+    def _updated(self, code: Encoding, turn: Turn, on_step: OnStep, should_stop: ShouldStop) -> RingVector:
+        """A round of training of this site's own, as it is sent; what stays here is kept."""
+        plan, rounds = self._manifest.plan, self._rounds
+        score = self._trainer.score(rounds.start(turn), should_stop=should_stop) if code.scored else None
+        trained = rounds.train(turn, entropy=self._entropy, on_step=on_step, should_stop=should_stop)
+        weight = plan.sites[self._site].weight
+        encoded = code.encode(trained.update, weight, rounding_seed(plan.seed, turn.number, self._site), score)
+        self._notify(events.Encoded(turn.number, encoded.norm, plan.aggregation.clip, encoded.relative_error))
+        rounds.keep(trained, as_sent(code, encoded, weight))
         return encoded.vector
 
     def _summed(self, code: IntegerCode, weights: Arrays, on_step: OnStep, should_stop: ShouldStop) -> RingVector:
@@ -394,8 +424,11 @@ class SiteRunner:
         """Whether the contribution to this session is there; waits for it as long as a heartbeat."""
         if self._work is not None:
             try:
-                self._work.result.result(HEARTBEAT_S)
+                done = self._work.result.result(HEARTBEAT_S)
             except FutureTimeout:
+                return False
+            if done is None:
+                self._sit_out(self._work)
                 return False
             if self._ledger is not None:
                 self._ledger.commit(self._work.round, self._work.attempt)
@@ -406,13 +439,32 @@ class SiteRunner:
         """The contribution to this session, as it was written down when it was computed."""
         header = self._part.header
         kept = None if header is None else self._memory.contribution(header.round, header.model_hash.hex())
-        if kept is None:
+        if header is None or kept is None:
             raise ProtocolError("the server asks for an update that this site never computed")
+        if not self._part.may_give(header, kept):
+            # Where it would be masked it is refused, and any other attempt would end the same way.
+            self._unscored.add(header.model_hash.hex())
         return kept
 
     def _check_work(self) -> None:
-        if self._work is not None and self._work.result.done():
-            self._work.result.result()
+        if self._work is not None and self._work.result.done() and self._work.result.result() is None:
+            self._sit_out(self._work)
+
+    def _sit_out(self, work: Work) -> None:
+        """Leave an evaluation for which this site has no scores."""
+        self._work, session = None, self._part.session
+        self._unscored.add(work.model)
+        self._part.end("this site's subjects cannot be scored")
+        if session is not None:
+            with suppress(StaleSession, ProtocolError):
+                self._patiently(lambda: self._link.withdraw(session, "failed"))
+
+    def _follow_evaluation(self, round_number: int) -> None:
+        """Take in what was published of the study's newest evaluation, if there is one."""
+        state, released = self._model.state, self._model.released
+        if state is not None and released is not None:
+            key = self._identity.roster.server_key
+            self._evaluator.follow(round_number, model_hash(state), model_hash(released), self._part, key)
 
     def _drop_work(self) -> None:
         if self._work is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedseg.errors import ProtocolError, StorageError, UsageError
 from fedseg.federation.exchange import Best
+from fedseg.federation.parts import Kept, newest_of
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
@@ -27,13 +28,13 @@ from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.roster_words import parse_fingerprint
-from fedseg.runtime.session import encoding_of
+from fedseg.runtime.session import encoding_of, evaluation_code
 from fedseg.runtime.versions import MANIFEST, MODEL, all_versions, replace_plan
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE
 from fedseg.store import secrets
 from fedseg.store.audit_log import LOG, AuditLog, read, statement
-from fedseg.store.audit_records import Closed, Fetched
+from fedseg.store.audit_records import Closed, Evaluated, Fetched
 from fedseg.store.files import LOCK, storage_errors, write_atomic
 from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
 
@@ -43,7 +44,10 @@ RingVector = NDArray[np.uint32]
 SESSION = "session.bin"
 MOST_SESSION = 1 << 22
 
-_CONTRIBUTIONS, _MASKED = "contribution-*.npy", "masked-*.npy"
+# What evaluations were given, by model: hashes of statistics.
+SCORED = "scored.json"
+
+_CONTRIBUTIONS, _MASKED, _KEPT = "contribution-*.npy", "masked-*.npy", "kept-*.npy"
 _ERASING = threading.Lock()  # the training thread keeps a contribution while the other one takes in a model
 
 # What an enrolment that failed leaves behind: the next one may begin anew.
@@ -84,6 +88,11 @@ class SiteFolder:
     def model(self) -> Path:
         """The study's final model."""
         return self.root / MODEL
+
+    @property
+    def personal(self) -> Path:
+        """This site's own model, where the plan's strategy makes one; it is never sent."""
+        return self.model.with_name("model-personal.safetensors")
 
     @property
     def log(self) -> Path:
@@ -185,7 +194,11 @@ class SiteFolder:
             identity = KeyPair((keys / "tls.pem").read_bytes(), (keys / "tls.key").read_bytes())
         sizes = {}
         if manifest is not None:
-            sizes = {"parameters": Strategy.of(manifest).size, "length": encoding_of(manifest).length}
+            sizes = {
+                "parameters": Strategy.of(manifest).size,
+                "length": encoding_of(manifest).length,
+                "statistics": evaluation_code(manifest).length,
+            }
         return RemoteStudy(self.membership.address, self._read("ca.pem"), identity, **sizes)
 
     @property
@@ -213,7 +226,7 @@ class SiteFolder:
         if not self.audit.exists():
             return 0
         bodies = (statement(record) for record in read(self.audit))
-        return max((body.round for body in bodies if isinstance(body, Closed | Fetched)), default=0)
+        return max((body.round for body in bodies if isinstance(body, Closed | Evaluated | Fetched)), default=0)
 
     # runtime.pinning.Pins
 
@@ -295,7 +308,7 @@ class SiteFolder:
         round's next one sends the same again, as its noise was charged once.
         """
         path = self._contribution(round_number, model)
-        self._erase(_CONTRIBUTIONS, path)
+        self._erase(_CONTRIBUTIONS, {path})
         save_vector(path, vector)
 
     def session(self) -> bytes | None:
@@ -314,8 +327,24 @@ class SiteFolder:
     def save_masked(self, session: bytes, vector: RingVector) -> None:
         """Keep it, fsynced; earlier ones have served, and are overwritten."""
         path = self._masked(session)
-        self._erase(_MASKED, path)
+        self._erase(_MASKED, {path})
         save_vector(path, vector)
+
+    def scored(self, model: str) -> str | None:
+        """Hash of the statistics of that model that were given to an evaluation, in hex; None where none were.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        return self._all_scored.get(model)
+
+    def save_scored(self, model: str, digest: str) -> None:
+        """Keep it for good, fsynced: the statistics themselves are erased.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        write_atomic(self.root / SCORED, json.dumps({**self._all_scored, model: digest}).encode())
 
     def best(self) -> Best | None:
         """What a collapse would roll back to, as this site has computed it; None before the first score.
@@ -333,6 +362,21 @@ class SiteFolder:
         """Keep it, fsynced."""
         write_atomic(self.root / "best.json", json.dumps(asdict(best)).encode())
 
+    def kept(self, closed: int) -> Kept | None:
+        """What stays at this site of the newest round up to `closed`, by the plan's strategy; None where nothing does.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        newest = newest_of(self._kept_rounds, closed)
+        return None if newest is None else Kept(newest, load_model_vector(self._kept(newest)))
+
+    def save_kept(self, round_number: int, closed: int, vector: Weights) -> None:
+        """Keep it, fsynced, readable for this account alone, and what it follows; all else is overwritten."""
+        save_vector(self._kept(round_number), vector)
+        needed = {round_number, newest_of(self._kept_rounds, closed)}
+        self._erase(_KEPT, {self._kept(number) for number in needed if number is not None})
+
     def erase_updates(self) -> None:
         """Overwrite and remove every update that this site has computed: once a round has closed, or the study ended.
 
@@ -341,8 +385,8 @@ class SiteFolder:
         Raises:
             StorageError: The disk is failing.
         """
-        self._erase(_CONTRIBUTIONS, None)
-        self._erase(_MASKED, None)
+        self._erase(_CONTRIBUTIONS)
+        self._erase(_MASKED)
 
     def clean_up(self) -> None:
         """Overwrite and remove what a crash has left half-written or half-erased; only while nothing is being written.
@@ -372,10 +416,25 @@ class SiteFolder:
     def _contribution(self, round_number: int, model: str) -> Path:
         return self.root / f"contribution-{round_number:05d}-{model[:16]}.npy"
 
-    def _erase(self, names: str, kept: Path | None) -> None:
+    def _kept(self, round_number: int) -> Path:
+        return self.root / f"kept-{round_number:05d}.npy"
+
+    @property
+    def _all_scored(self) -> dict[str, str]:
+        path = self.root / SCORED
+        try:
+            return dict(json.loads(self._read(path.name))) if path.is_file() else {}
+        except (ValueError, TypeError):
+            raise StorageError("what this site has given to evaluations is damaged", where=str(path)) from None
+
+    @property
+    def _kept_rounds(self) -> list[int]:
+        return [int(path.stem.removeprefix("kept-")) for path in self.root.glob(_KEPT)]
+
+    def _erase(self, names: str, needed: Collection[Path] = ()) -> None:
         with _ERASING:
             for old in self.root.glob(names):
-                if old != kept:
+                if old not in needed:
                     secrets.erase(old)
 
     def _read(self, name: str) -> bytes:

@@ -145,13 +145,16 @@ class StudyFolder:
         """All versions of the plan, oldest first."""
         return all_versions(self.root)
 
-    def extend(self, rounds: int, *, epsilon: float | None = None, reserve: int | None = None) -> Manifest:
+    def extend(
+        self, rounds: int, *, epsilon: float | None = None, reserve: int | None = None, evaluate: bool = False
+    ) -> Manifest:
         """Go on under a version of the plan with more rounds; only while no server runs.
 
         Args:
-            rounds: How many more.
+            rounds: How many more; 0 only where an evaluation comes to the plan.
             epsilon: The privacy budget of all rounds together; None: as it was.
             reserve: Rounds beyond the schedule that the noise is calibrated for; None: as it was.
+            evaluate: Whether federated evaluation comes to the plan, where it had none.
 
         Returns:
             The new version. The one before, and the model that it made, are kept beside it.
@@ -161,7 +164,7 @@ class StudyFolder:
         """
         old, first = self.manifest, DiskArchive(self).load_model(0)
         new = extend(
-            old, first, rounds=rounds, epsilon=epsilon, reserve=reserve, book=self.db.rounds(),
+            old, first, rounds=rounds, epsilon=epsilon, reserve=reserve, evaluate=evaluate, book=self.db.rounds(),
             claims=self.db.all_claims(),
         )  # fmt: skip
         replace_plan(self.root, new)
@@ -303,7 +306,7 @@ class DiskArchive:
         if total is not None:
             save_vector(self._path("sum", closed_round), total)
         save_vector(self._path("model", closed_round), weights)
-        closed = [row.round for row in self._db.rounds() if row.state == "closed"][-1:]
+        closed = [row.round for row in self._db.rounds() if row.state == "closed" and not row.evaluation][-1:]
         for kind in ("model", "sum"):
             kept = {self._path(kind, number) for number in (0, *closed)}
             # The names sort by round; void rounds leave gaps, so the newest two are counted, not computed.

@@ -10,6 +10,7 @@ from enum import StrEnum
 from fedseg.errors import PlanError, ProtocolError
 from fedseg.secagg.encoding import RING_BITS, Encoding
 from fedseg.secagg.integers import IntegerCode
+from fedseg.secagg.statistics import StatisticsCode
 from fedseg.secagg.thresholds import MAX_PLAIN_SITES, Thresholds
 from fedseg.secagg.wire import Reader, Writer, check_name
 
@@ -30,6 +31,7 @@ class Phase(StrEnum):
 
 
 Code = Encoding | IntegerCode
+"""Of rounds that train."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class SessionHeader:
         round: From 0 or 1, as the study counts.
         attempt: 1, or 2 after a failed first.
         model_hash: SHA-256 of the weights that the round starts from.
-        dimension: Coordinates of an update; a vector has more, see `Encoding`.
+        dimension: Coordinates of an update, or statistics of an evaluation; a vector has more, see `Encoding`.
         ring_bits: 32.
         scale: Of the encoding, a power of two.
-        clip: L2 norm bound of an update; of one subject's gradient where integers are summed.
-        weight_max: The largest weight.
+        clip: L2 norm bound of an update; of one subject's gradient where integers are summed; of a distance in mm in an
+            evaluation.
+        weight_max: The largest weight; in an evaluation the most subjects of a site.
         scored: Whether a validation score rides behind the weight.
         integers: Whether vectors are noised integers (`IntegerCode`) rather than updates (`Encoding`).
+        evaluation: Whether vectors are statistics of the model (`StatisticsCode`), which then stays as it is.
         sites: The whole roster, sorted: absent ones too.
         roster: The roster's fingerprint (`roster.Roster`): names and keys.
         c: Colluding sites assumed.
@@ -72,6 +76,7 @@ class SessionHeader:
     weight_max: int
     scored: bool
     integers: bool
+    evaluation: bool
     sites: tuple[str, ...]
     roster: bytes
     c: int
@@ -85,6 +90,8 @@ class SessionHeader:
         check_hash(self.model_hash, "model hash")
         check_hash(self.roster, "roster's fingerprint")
         _check_roster(self.sites)
+        if self.scored + self.integers + self.evaluation > 1:
+            raise ProtocolError("a session has one kind of code")
         if not 0 <= self.round < 2**32 or not 1 <= self.attempt <= MAX_ATTEMPTS:
             raise ProtocolError(f"round {self.round}, attempt {self.attempt} cannot be")
         _ = self.thresholds
@@ -104,7 +111,7 @@ class SessionHeader:
         round: int,
         attempt: int,
         model_hash: bytes,
-        encoding: Code,
+        encoding: Code | StatisticsCode,
         sites: Sequence[str],
         roster: bytes,
         thresholds: Thresholds,
@@ -123,6 +130,7 @@ class SessionHeader:
             encoding.weight_max,
             encoding.scored,
             isinstance(encoding, IntegerCode),
+            isinstance(encoding, StatisticsCode),
             tuple(sorted(sites)),
             roster,
             thresholds.c,
@@ -136,8 +144,10 @@ class SessionHeader:
         return Thresholds(len(self.sites), self.c, self.t, self.m)
 
     @property
-    def encoding(self) -> Code:
+    def encoding(self) -> Code | StatisticsCode:
         """The code that follows from the header."""
+        if self.evaluation:
+            return StatisticsCode(len(self.sites), self.dimension, self.weight_max, self.clip)
         if self.integers:
             return IntegerCode(len(self.sites), self.clip, self.dimension, self.scale, self.weight_max, self.scored)
         return Encoding(len(self.sites), self.clip, self.weight_max, self.dimension, self.scored)
@@ -176,7 +186,7 @@ class SessionHeader:
         writer = Writer(DOMAIN + b"header\0").text(self.study).raw(self.plan_hash)
         writer.uint(self.round, 4).uint(self.attempt, 1).raw(self.model_hash).uint(self.dimension, 4)
         writer.uint(self.ring_bits, 1).double(self.scale).double(self.clip).uint(self.weight_max, 4)
-        writer.uint(self.scored + 2 * self.integers, 1).names(self.sites).raw(self.roster)
+        writer.uint(self.scored + 2 * self.integers + 3 * self.evaluation, 1).names(self.sites).raw(self.roster)
         return writer.uint(self.c, 2).uint(self.t, 2).uint(self.m, 2).done()
 
     @classmethod
@@ -191,7 +201,7 @@ class SessionHeader:
         round, attempt, model_hash = reader.uint(4), reader.uint(1), reader.raw(HASH_SIZE)
         dimension, ring_bits, scale, clip = reader.uint(4), reader.uint(1), reader.double(), reader.double()
         weight_max, kind = reader.uint(4), reader.uint(1)
-        if kind > 2:
+        if kind > 3:
             raise ProtocolError(f"a code of kind {kind} is unknown", where="session header")
         sites, roster = reader.names(MAX_PLAIN_SITES), reader.raw(HASH_SIZE)
         c, t, m = reader.uint(2), reader.uint(2), reader.uint(2)
@@ -210,6 +220,7 @@ class SessionHeader:
                 weight_max,
                 kind == 1,
                 kind == 2,
+                kind == 3,
                 sites,
                 roster,
                 c,

@@ -7,6 +7,7 @@ lists of sites ascend. `session` is sid0; the `sid` of a plain session is its si
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from itertools import pairwise
@@ -139,6 +140,38 @@ class Closed(Section):
     signature: Signature
 
 
+class Evaluated(Section):
+    """A published evaluation of a model, which stays as it is. `session` is its sid.
+
+    `model` is the state's hash, as in the session's header; `released` that of the weights that were scored, as in the
+    model file; `statistics` the whole sum (`federation.evaluation`). The signature is the server's, as of a `Closed`
+    round whose sum this is and whose next model is `model`.
+    """
+
+    round: Count
+    session: Hash
+    contributors: Names
+    model: Hash
+    released: Hash
+    statistics: Annotated[tuple[Count, ...], Field(min_length=1, max_length=1000)]
+    signature: Signature
+
+    @property
+    def base_model(self) -> str:
+        """Where it started."""
+        return self.model
+
+    @property
+    def next_model(self) -> str:
+        """Where it ended."""
+        return self.model
+
+    @property
+    def sum(self) -> str:
+        """SHA-256 of the sum's little-endian bytes."""
+        return hashlib.sha256(b"".join(value.to_bytes(4, "little") for value in self.statistics)).hexdigest()
+
+
 class Fetched(Section):
     """A model that a site took on the server's word, of a round that it says this site has missed."""
 
@@ -208,6 +241,7 @@ Body = (
     | Confirmed
     | Unmask
     | Closed
+    | Evaluated
     | Fetched
     | Believed
     | Countersigned
@@ -225,6 +259,7 @@ KINDS: Mapping[str, type[Body]] = {
     "confirmed": Confirmed,
     "unmask": Unmask,
     "closed": Closed,
+    "evaluated": Evaluated,
     "fetched": Fetched,
     "believed": Believed,
     "countersigned": Countersigned,

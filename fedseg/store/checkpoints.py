@@ -24,15 +24,17 @@ from safetensors.numpy import save as format_safetensors
 
 from fedseg.errors import ModelError
 from fedseg.federation.vector import Layout, Weights, model_hash
+from fedseg.imaging.fingerprint import Fingerprint
+from fedseg.plan import Side, Spacing
 from fedseg.store.files import write_atomic
 
 SCHEMA = 1
 MAX_FILE_BYTES = 1 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_ARRAYS = 10_000
+READABLE = 0o644
 
 _KEY = "fedseg"
-_READABLE = 0o644
 _Text = Annotated[str, Field(min_length=1)]
 _Positive = Annotated[int, Field(gt=0)]
 
@@ -45,8 +47,8 @@ class ModelCard:
         architecture: What builds the network: preset, channels and the like, as JSON.
         task: Name of the label scheme.
         tissues: Names of the classes 1..C.
-        spacing_mm: Edge of the isotropic voxels that the network sees.
-        patch: Size in voxels of the patches it sees.
+        spacing_mm: Edge of the isotropic voxels that the network sees, within the bounds of plans.
+        patch: Size in voxels of the patches it sees, within the bounds of plans.
         normalisation: How intensities are brought to a common scale, as JSON.
         study: The study's name.
         plan_hash: SHA-256 of the canonical plan.
@@ -55,6 +57,7 @@ class ModelCard:
         privacy: What is claimed, as in the privacy report.
         code_version: Version of fedseg that wrote it.
         model_hash: `federation.vector.model_hash` of its weights; filled in by `save_model` where empty.
+        fingerprint: Of images that scans are compared with, made-up or public ones; None where there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -62,8 +65,8 @@ class ModelCard:
     architecture: dict[str, JsonValue]
     task: _Text
     tissues: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=255)]
-    spacing_mm: Annotated[float, Field(gt=0)]
-    patch: tuple[_Positive, _Positive, _Positive]
+    spacing_mm: Spacing
+    patch: tuple[Side, Side, Side]
     normalisation: dict[str, JsonValue]
     study: str
     plan_hash: str
@@ -72,14 +75,17 @@ class ModelCard:
     privacy: dict[str, JsonValue]
     code_version: str
     model_hash: str = ""
+    fingerprint: Fingerprint | None = None
 
 
 _CARD = TypeAdapter(ModelCard)
 
 
 def describe(card: ModelCard) -> dict[str, Any]:
-    """The card as JSON values: `model` in the JSON of `evaluate`."""
+    """The card as JSON values: `model` in the JSON of `evaluate`. A fingerprint that it lacks is left out."""
     described: dict[str, Any] = _CARD.dump_python(card, mode="json")
+    if card.fingerprint is None:
+        del described["fingerprint"]
     return described
 
 
@@ -92,13 +98,16 @@ def weights_hash(arrays: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-def save_model(path: Path, arrays: Mapping[str, NDArray[np.float32]], card: ModelCard) -> ModelCard:
+def save_model(
+    path: Path, arrays: Mapping[str, NDArray[np.float32]], card: ModelCard, mode: int = READABLE
+) -> ModelCard:
     """Write a model file whole or not at all.
 
     Args:
         path: Replaced if it exists.
         arrays: Finite float32 arrays by name.
         card: Its `model_hash` may be empty.
+        mode: Permissions of the file.
 
     Returns:
         The card as written.
@@ -118,7 +127,7 @@ def save_model(path: Path, arrays: Mapping[str, NDArray[np.float32]], card: Mode
     contiguous = {name: np.asarray(values, order="C") for name, values in arrays.items()}
     data = format_safetensors(contiguous, {_KEY: _canonical(envelope)})
     _refuse_sizes(len(data), int.from_bytes(data[:8], "little"), where)
-    write_atomic(path, data, mode=_READABLE)
+    write_atomic(path, data, mode)
     return card
 
 
@@ -209,7 +218,11 @@ def _parse_card(text: str, where: str) -> ModelCard:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"the model's description is wrong at '{field}': {first['msg']}", where=where) from error
+        raise ModelError(
+            f"the model's description is wrong at '{field}': {first['msg']}",
+            where=where,
+            hint="it is damaged or made up: give a model.safetensors that fedseg wrote",
+        ) from error
 
 
 def _parse_arrays(data: bytes, header: dict[str, Any], where: str) -> dict[str, Weights]:

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS rounds (
   round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL, model_hash TEXT NOT NULL,
   contributors TEXT NOT NULL, lost TEXT NOT NULL, next_model TEXT, started_at REAL NOT NULL, ended_at REAL,
   bytes_received INTEGER NOT NULL, session BLOB NOT NULL, signature BLOB NOT NULL, relative_error REAL, score REAL,
+  released TEXT, total BLOB NOT NULL,
   PRIMARY KEY (round, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS finished (site TEXT NOT NULL, plan TEXT NOT NULL, PRIMARY KEY (site, plan)) STRICT;
@@ -88,6 +89,9 @@ class RoundRow:
         signature: The server's over what it published; empty without a sum.
         relative_error: What rounding has moved the sum by, about: L2 norm over that of the sum.
         score: Mean validation Dice of the model it started from, where the study keeps scores.
+        released: In an evaluation, hash of the weights that are scored: those of the model file. None in a round that
+            trains.
+        total: In an evaluation with a sum, that sum, as little-endian uint32.
     """
 
     round: int
@@ -104,6 +108,13 @@ class RoundRow:
     signature: bytes = b""
     relative_error: float | None = None
     score: float | None = None
+    released: str | None = None
+    total: bytes = b""
+
+    @property
+    def evaluation(self) -> bool:
+        """Whether this is a round that measures, and leaves the model as it is."""
+        return self.released is not None
 
 
 @dataclass(frozen=True)
@@ -215,10 +226,10 @@ class StudyDb:
         values = (
             row.round, row.attempt, row.state, row.model_hash, json.dumps(row.contributors), json.dumps(row.lost),
             row.next_model, row.started_at, row.ended_at, row.bytes_received, row.session, row.signature,
-            row.relative_error, row.score,
+            row.relative_error, row.score, row.released, row.total,
         )  # fmt: skip
         with self._connect() as db:
-            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def rounds(self) -> list[RoundRow]:
         """All attempts at all rounds, in order."""

@@ -32,10 +32,10 @@ from fedseg.privacy.auditing import Rates
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.privacy.events import Event
 from fedseg.training import dpsgd
+from fedseg.training.augmentation import Image, Labels
 from fedseg.training.compute import reproducible
 from fedseg.training.losses import subject_loss
 from fedseg.training.network import GROUPS, HEAD_CHANNELS
-from fedseg.training.patches import Image, Labels
 
 Entropy = Callable[[int], bytes]
 Loss = Callable[[], Tensor]

@@ -186,8 +186,8 @@ def private_steps(
     Args:
         model: In training mode; checked by `validate`.
         optimizer: Any torch optimizer of the model's trainable parameters.
-        subjects: One callable a subject of the sampling frame: a forward pass over at least two of its patches and
-            nobody else's, giving their mean loss.
+        subjects: One callable a subject of the sampling frame: a forward pass over as many of its patches as the plan
+            says (one or more) and nobody else's, giving their mean loss.
         noise_multiplier: sigma.
         max_grad_norm: C.
         sampling_rate: q.

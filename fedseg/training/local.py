@@ -20,8 +20,11 @@ import torch
 from torch import nn
 
 from fedseg.errors import DataError, Interrupted, PlanError
+from fedseg.federation.schedule import learning_rate
 from fedseg.plan import StudyPlan
+from fedseg.training.augmentation import Image, Labels
 from fedseg.training.compute import reproducible, training_cast
+from fedseg.training.correction import Correction
 from fedseg.training.losses import subject_loss
 from fedseg.training.network import (
     Array,
@@ -30,14 +33,13 @@ from fedseg.training.network import (
     load_arrays,
     trained_arrays,
 )
-from fedseg.training.patches import Image, Labels, SubjectVolumes
+from fedseg.training.patches import SubjectVolumes
 
 if TYPE_CHECKING:
     from fedseg.imaging.transforms import Prepared
     from fedseg.privacy.distributed import NoiseShare
 
 MAX_PLAIN_GRAD_NORM = 12.0
-FINAL_RATE = 0.01
 
 
 class LocalTrainer:
@@ -94,15 +96,19 @@ class LocalTrainer:
         entropy: Callable[[int], bytes],
         on_step: Callable[[int, int], None],
         should_stop: Callable[[], bool],
+        correction: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        towards: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> dict[str, Array]:
         """Train for one round's steps.
 
         Args:
-            weights: The global model, by parameter name.
+            weights: What the steps start from, by parameter name.
             round_number: From 1; with the seed and the site it determines a round where privacy is off.
             entropy: Bytes from the operating system; privacy's noise, sampling and patches come from it.
             on_step: Called with (steps done, steps in all).
             should_stop: Asked between steps.
+            correction: Added to every step's gradient, by parameter name (`training.correction`).
+            towards: What the plan's proximal term pulls to, where it is another model than `weights`.
 
         Returns:
             Weights after minus weights before of the layers that train, float32, by parameter name.
@@ -118,11 +124,13 @@ class LocalTrainer:
         self._model.train()
         steps = self._plan.training.steps
         done = partial(_report, on_step, steps)
+        optimiser = make_optimiser(self._model, self._plan, learning_rate(self._plan, round_number))
+        Correction.of(self._plan, weights, correction, towards).attach(optimiser, self._model)
         with reproducible(self._plan.training.threads):
             if self._plan.private:
-                self._private_steps(entropy, done, should_stop)
+                self._private_steps(optimiser, entropy, done, should_stop)
             else:
-                self._plain_steps(round_number, done, should_stop)
+                self._plain_steps(optimiser, round_number, done, should_stop)
         after = trained_arrays(self._model)
         return {name: value - weights[name].astype(np.float32, copy=False) for name, value in after.items()}
 
@@ -200,11 +208,15 @@ class LocalTrainer:
                 should_stop=should_stop,
             )
 
-    def _plain_steps(self, round_number: int, done: Callable[[int], None], should_stop: Callable[[], bool]) -> None:
+    def _plain_steps(
+        self,
+        optimiser: torch.optim.Optimizer,
+        round_number: int,
+        done: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
         training = self._plan.training
         rng = np.random.default_rng(round_seed(self._plan.seed, round_number, self._site))
-        rate = scheduled_rate(training.learning_rate, round_number, self._plan.schedule.rounds)
-        optimiser = make_optimiser(self._model, self._plan, rate)
         drawn = _shuffled(rng, len(self._volumes))
         count = min(training.subjects_per_step, len(self._volumes))
         for step in range(training.steps):
@@ -224,7 +236,11 @@ class LocalTrainer:
             optimiser.step()
 
     def _private_steps(
-        self, entropy: Callable[[int], bytes], done: Callable[[int], None], should_stop: Callable[[], bool]
+        self,
+        optimiser: torch.optim.Optimizer,
+        entropy: Callable[[int], bytes],
+        done: Callable[[int], None],
+        should_stop: Callable[[], bool],
     ) -> None:
         from fedseg.training.dpsgd import private_steps  # noqa: PLC0415  # opacus takes a second, and RAM, to import
 
@@ -233,7 +249,7 @@ class LocalTrainer:
             raise PlanError("a private plan needs its calibrated noise multiplier")
         private_steps(
             self._model,
-            make_optimiser(self._model, plan, plan.training.learning_rate),
+            optimiser,
             self._private_losses(entropy),
             noise_multiplier=sigma,
             max_grad_norm=plan.privacy.max_grad_norm,
@@ -257,7 +273,10 @@ class LocalTrainer:
     def _batch(self, subject: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """K patches of one subject: images float32 [K, 1, X, Y, Z] and labels uint8 [K, X, Y, Z]."""
         volumes, patch, training = self._volumes[subject], self._plan.image.patch, self._plan.training
-        draws = [volumes.draw(rng, patch, augment=training.augment) for _ in range(training.patches_per_subject)]
+        augment: str = training.augment
+        if training.made_up and rng.random() < training.made_up:
+            volumes, augment = volumes.made_up(rng, self._plan.image.spacing_mm), "none"
+        draws = [volumes.draw(rng, patch, augment=augment) for _ in range(training.patches_per_subject)]
         images, labels = zip(*(volumes.cut(draw, patch) for draw in draws), strict=True)
         return (
             torch.from_numpy(np.stack(images))[:, None].to(self._device),
@@ -290,12 +309,6 @@ def make_optimiser(model: nn.Module, plan: StudyPlan, rate: float) -> torch.opti
     return torch.optim.SGD(
         parameters, rate, momentum=training.momentum, nesterov=nesterov, weight_decay=training.weight_decay
     )
-
-
-def scheduled_rate(rate: float, round_number: int, rounds: int) -> float:
-    """Half a cosine from `rate` in round 1 towards a hundredth of it after the last of `rounds`."""
-    progress = min(max((round_number - 1) / rounds, 0.0), 1.0)
-    return rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def round_seed(seed: int, round_number: int, site: str) -> int:

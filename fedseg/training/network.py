@@ -1,8 +1,11 @@
-"""The networks a study can train: two presets of MONAI's 3D UNet, safe for subject-level DP-SGD.
+"""The networks a study can train: three presets of MONAI's 3D UNet, safe for subject-level DP-SGD.
 
 Both normalise with GroupNorm, which looks at one patch alone and keeps no running statistics, so one subject's
 gradient never depends on another subject. The UNet puts out 8 channels and a 1x1x1 head maps them to the classes,
 because 8 groups cannot be laid over 2 or 7 channels.
+
+`lean` ends one level earlier: its head is a transposed convolution that makes eight voxels of classes from one voxel of
+features. What `base` does at full resolution takes more than half of a training step on a CPU.
 """
 
 from __future__ import annotations
@@ -31,9 +34,15 @@ MAX_CLASSES = 256
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of network: `channels` of each level, each level halving the grid of the one before."""
+    """One size of network.
+
+    Attributes:
+        channels: Of each level, each level halving the grid of the one before.
+        refines: Whether it convolves at full resolution.
+    """
 
     channels: tuple[int, ...]
+    refines: bool = True
 
     @property
     def multiple(self) -> int:
@@ -44,11 +53,12 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "small": Preset((8, 16, 32, 64)),
     "base": Preset((16, 32, 64, 128, 256)),
+    "lean": Preset((16, 32, 64, 128, 256), refines=False),
 }
 
 
 class SegmentationNet(nn.Module):
-    """A UNet with a 1x1x1 head: float [N, 1, X, Y, Z] in, logits [N, classes, X, Y, Z] out.
+    """A UNet with a head of one layer: float [N, 1, X, Y, Z] in, logits [N, classes, X, Y, Z] out.
 
     X, Y and Z must be multiples of `multiple`, at least twice that.
     """
@@ -69,7 +79,14 @@ class SegmentationNet(nn.Module):
             num_res_units=RESIDUAL_UNITS,
             norm=("GROUP", {"num_groups": GROUPS}),
         )
-        self.head = nn.Conv3d(HEAD_CHANNELS, classes, kernel_size=1)
+        self.head: nn.Conv3d | nn.ConvTranspose3d
+        if size.refines:
+            self.head = nn.Conv3d(HEAD_CHANNELS, classes, kernel_size=1)
+        else:
+            # The skip connection joins the first level's channels to as many from below.
+            levels: Any = self.body.model
+            levels[2] = nn.Identity()
+            self.head = nn.ConvTranspose3d(2 * size.channels[0], classes, kernel_size=2, stride=2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of every class at every voxel; softmax is the caller's."""
@@ -108,7 +125,7 @@ def choose_layers(model: SegmentationNet, layers: str) -> None:
 
     Args:
         model: Changed in place.
-        layers: `all`; `decoder` (every up path of the UNet, and the head); `head` (the 1x1x1 convolution alone); or
+        layers: `all`; `decoder` (every up path of the UNet, and the head); `head` (the last layer alone); or
             `norms` (scale and shift of every GroupNorm, and the head, without which no new classes can be learnt).
 
     Raises:
@@ -134,6 +151,17 @@ def trained_names(preset: str, classes: int, layers: str) -> tuple[str, ...]:
         ModelError: As `build_network` and `choose_layers`.
     """
     return tuple(trained_arrays(_chosen(preset, classes, layers)))
+
+
+def norm_names(preset: str, classes: int) -> tuple[str, ...]:
+    """Names of scale and shift of every normalisation layer, sorted.
+
+    Raises:
+        ModelError: As `build_network`.
+    """
+    modules = build_network(preset, classes, seed=0).named_modules()
+    norms = [(name, module) for name, module in modules if isinstance(module, nn.GroupNorm)]
+    return tuple(sorted(f"{name}.{own}" for name, module in norms for own, _ in module.named_parameters()))
 
 
 def trained_parameters(preset: str, classes: int, layers: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +18,17 @@ from fedseg.errors import ModelError
 from fedseg.imaging.generation import draw_recipe, generate
 from fedseg.labels import BRAIN_MASK
 from fedseg.plan import StudyPlan
+from fedseg.training.augmentation import Labels
 from fedseg.training.compute import reproducible, training_cast
 from fedseg.training.losses import subject_loss
 from fedseg.training.network import Array, arrays, from_architecture, load_arrays
-from fedseg.training.patches import Image, Labels, SubjectVolumes
+from fedseg.training.patches import MadeUp, SubjectVolumes
 
 LEARNING_RATE = 3e-3
 BRAINS_PER_STEP = 2
 WARM_UP = 50
 AVERAGED = 8.0
 """Of the polynomial average (Shamir and Zhang 2013): the last tenth of the steps makes most of it."""
-
-
-class MadeUp(NamedTuple):
-    """One made-up image with its classes."""
-
-    image: Image
-    labels: Labels
 
 
 class Pretrainer:
@@ -139,7 +133,7 @@ class Pretrainer:
         labels = self._label_maps[int(rng.integers(len(self._label_maps)))]
         brain = SubjectVolumes([made_up(labels, self._plan, rng)])
         patch = self._plan.image.patch
-        draws = [brain.draw(rng, patch, augment=False) for _ in range(self._plan.training.patches_per_subject)]
+        draws = [brain.draw(rng, patch, augment="none") for _ in range(self._plan.training.patches_per_subject)]
         images, truths = zip(*(brain.cut(draw, patch) for draw in draws), strict=True)
         return (
             torch.from_numpy(np.stack(images))[:, None].to(self._device),

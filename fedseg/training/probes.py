@@ -188,7 +188,7 @@ def _update(claim: Claim, frame: Mapping[str, Any], entropy: Entropy) -> NDArray
 def _plan(claim: Claim) -> StudyPlan:
     """One step at which everybody is drawn, with a rate that makes an update the noised sum in units of C."""
     count = 10
-    training = {"steps": 1, "patches_per_subject": 4, "optimiser": "sgd", "momentum": 0.0, "augment": False}
+    training = {"steps": 1, "patches_per_subject": 4, "optimiser": "sgd", "momentum": 0.0, "augment": "none"}
     training |= {"learning_rate": count / _TIGHT, "precision": "float32", "threads": 1}
     mode = "local" if claim.honest is None else "distributed"
     return StudyPlan.model_validate(

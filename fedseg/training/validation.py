@@ -8,9 +8,9 @@ import numpy as np
 
 from fedseg.errors import Interrupted
 from fedseg.metrics.overlap import dice
-from fedseg.training.inference import segment
+from fedseg.training.augmentation import Image, Labels
+from fedseg.training.inference import Predictor
 from fedseg.training.network import SegmentationNet
-from fedseg.training.patches import Image, Labels
 
 
 def mean_dice(
@@ -23,7 +23,7 @@ def mean_dice(
 ) -> float | None:
     """Mean Dice of the tissues over a site's validation subjects, 0 to 1, each subject with the same weight.
 
-    Whole volumes are segmented as `inference.segment` does for users, at the plan's spacing and without the way back to
+    Whole volumes are segmented as a `Predictor` does for users, at the plan's spacing and without the way back to
     the scan's own grid. A volume of a brain takes about as long as one training step (on one core 0.26 s beside 0.34 s
     at 1.6 mm, 2.8 s beside 2.7 s at 0.8 mm with patches of 96), so the caller bounds how many there are. One patch of
     each would be ten times faster, and blind to what the model does elsewhere. Nothing is drawn at random.
@@ -43,12 +43,13 @@ def mean_dice(
         DataError: A volume that can't be segmented, or labels of another shape.
     """
     scores = []
+    predictor = Predictor(model, patch, precision=precision)
     for subject in sorted(subjects):
         each = []
         for image, truth in subjects[subject]:
             if should_stop():
                 raise Interrupted("validation was stopped between two scans", hint="join again to go on")
-            predicted = segment(model, image, patch, precision=precision).argmax(axis=0).astype(np.uint8)
+            predicted = predictor(image).argmax(axis=0).astype(np.uint8)
             each.append(tissue_dice(predicted, truth, model.classes))
         scores.append(sum(each) / len(each))
     return sum(scores) / len(scores) if scores else None

@@ -201,7 +201,7 @@ def test_where_nobody_can_be_asked_a_complete_study_is_at_its_end(
     answer = join()
     assert answer.code == 0
     assert answer.out.startswith("The study is complete.\n")
-    assert "The server cannot be asked whether the study was extended: no server answers at this address" in answer.err
+    assert "The server cannot be asked whether the study goes on: no server answers at this address" in answer.err
     assert went_on == []
 
 

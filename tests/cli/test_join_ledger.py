@@ -70,6 +70,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Runner:
         released = None
+        personal = None
 
         def __init__(self, identity: Any, *_words: Any, **_more: Any) -> None:
             self.site = identity.site

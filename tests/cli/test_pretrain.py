@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
+from fedseg.cli.pretrain import duration
 from fedseg.imaging.synthesis import synthesize
 from fedseg.training.pretraining import Pretrainer
 from tests.cli.conftest import Command
@@ -35,7 +37,8 @@ def test_a_model_is_made_and_what_comes_next_is_said(fedseg: Command, plan: Path
     out = tmp_path / "first model"
     answer = fedseg("pretrain", "--plan", plan, "--out", out, "--subjects", "2", "--steps", "2")
     assert answer.code == 0, answer.err
-    assert f"Pretrained: 2 steps, 0.0 minutes. Model: {out}/model.safetensors" in answer.out
+    assert re.search(r"Pretrained: 2 steps, \d+(\.\d)? s\. Model: ", answer.out)
+    assert f"Model: {out}/model.safetensors" in answer.out
     assert "trained on  images made up (2 steps) from the labels of 2 made-up brains (seed 0)" in answer.out
     assert f"--plan {plan} --address HOST:PORT --init '{out}/model.safetensors'" in answer.out
     study = fedseg(
@@ -130,3 +133,10 @@ def test_another_pretraining_in_the_folder_is_left_alone(fedseg: Command, plan: 
     words = ("pretrain", "--plan", plan, "--out", tmp_path, "--subjects", "1", "--steps", "1")
     assert fedseg(*words).code == 0
     fedseg(*words, "--seed", "5").says(2, "this folder holds another pretraining", "name another folder with --out")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.44, "0.4 s"), (38.2, "38 s"), (119.0, "119 s"), (300.0, "5.0 minutes")]
+)
+def test_durations_are_never_nothing(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

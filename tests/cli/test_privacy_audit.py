@@ -17,7 +17,6 @@ from fedseg.imaging.bids import load_dataset
 from fedseg.labels import FETA
 from fedseg.privacy import auditing
 from fedseg.runtime import path_probes, privacy_audit
-from fedseg.runtime.model_file import NORMALISATION
 from fedseg.runtime.preparation import first_model
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import StudyFolder
@@ -65,7 +64,7 @@ def model(tmp_path: Path) -> Path:
         tissues=FETA.tissues,
         spacing_mm=1.6,
         patch=(16, 16, 16),
-        normalisation=dict(NORMALISATION),
+        normalisation={"method": "as the test says"},
         study="small",
         plan_hash="0" * 64,
         rounds=0,

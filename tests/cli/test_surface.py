@@ -25,6 +25,7 @@ SAMPLES = sorted((ROOT / "sample_configs").glob("*.yaml"))
 HEAVY = ("torch", "monai", "SimpleITK", "grpc", "opacus", "nibabel", "scipy")
 COMMANDS = (
     *("study create", "study invite", "study roster", "server start", "client join", "client approve-roster"),
+    "client baseline",
     *("client ledger show", "client ledger verify", "client ledger export", "study extend", "pretrain"),
     *("privacy-plan", "privacy-audit"),
     *("predict", "evaluate", "privacy-report", "audit verify", "data synthesize", "data check", "demo"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.federation.optimisers import Average, Descent, Nesterov
 from fedseg.federation.strategy import Strategy
 
 ALL = ((0, 3),)
@@ -35,7 +36,7 @@ def test_only_what_trains_moves() -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_pooled_step_is_torchs_sgd_with_nesterov_momentum(momentum: float) -> None:
     rng = np.random.default_rng(0)
-    strategy = Strategy(8, SOME, rate=0.1, momentum=momentum)
+    strategy = Strategy(8, SOME, Nesterov(0.1, momentum) if momentum else Descent(0.1))
     start = rng.standard_normal(8).astype(np.float32)
     chosen = np.r_[0:2, 4:7]
     parameter = torch.nn.Parameter(torch.from_numpy(start[chosen]).double())
@@ -52,7 +53,7 @@ def test_a_pooled_step_is_torchs_sgd_with_nesterov_momentum(momentum: float) -> 
 
 
 def test_the_average_forgets_the_first_model_and_then_keeps_its_decay() -> None:
-    strategy = Strategy(4, ((1, 3),), average=0.5)
+    strategy = Strategy(4, ((1, 3),), Average(), 0.5)
     state = strategy.first(f32(0, 8, 8, 5))
     average = 8.0
     for number, value in enumerate([4.0, -2.0, 1.0, 3.0], 1):
@@ -66,7 +67,7 @@ def test_the_average_forgets_the_first_model_and_then_keeps_its_decay() -> None:
 
 
 def test_momentum_and_average_lie_side_by_side() -> None:
-    both, alone = Strategy(3, ALL, 0.5, 0.9, 0.8), Strategy(3, ALL, 0.5, 0.9)
+    both, alone = Strategy(3, ALL, Nesterov(0.5, 0.9), 0.8), Strategy(3, ALL, Nesterov(0.5, 0.9))
     one, two = both.first(f32(1, 2, 3)), alone.first(f32(1, 2, 3))
     for number in range(1, 4):
         gradient = f32(number, -number, 1)
@@ -75,3 +76,12 @@ def test_momentum_and_average_lie_side_by_side() -> None:
     assert (both.size, alone.size) == (9, 6)
     assert both.first(f32(1, 2, 3)).dtype == one.dtype == both.released(one).dtype == np.float32
     assert not np.array_equal(both.released(one), both.weights(one))
+
+
+def test_what_is_trained_together_and_what_is_apart_make_the_whole() -> None:
+    strategy, weights = Strategy(8, SOME), np.arange(8, dtype=np.float32)
+    np.testing.assert_array_equal(strategy.chosen(weights), f32(0, 1, 4, 5, 6))
+    np.testing.assert_array_equal(weights[strategy.apart], f32(2, 3, 7))
+    changed = strategy.put(weights, f32(-1, -2, -3, -4, -5))
+    np.testing.assert_array_equal(changed, f32(-1, -2, 2, 3, -3, -4, -5, 7))
+    np.testing.assert_array_equal(weights, np.arange(8, dtype=np.float32))

@@ -169,7 +169,10 @@ def test_thick_stack_is_named_with_tools(make_bids: Make, save: Make) -> None:
     [
         ("subject\tage\n01\t3\n", "there is no column participant_id"),
         ("participant_id\tsplit\nsub-01\tholdout\n", "'holdout' is not a split (one of train, validation, test)"),
-        ("participant_id\tgestational_age\nsub-01\ttwenty\n", "gestational age 'twenty' is not a number of weeks"),
+        (
+            "participant_id\tgestational_age\nsub-01\t3 m\n",
+            "'01', column gestational_age: this is not a number of weeks",
+        ),
         (
             "participant_id\tsession_id\tsplit\nsub-01\t1\ttest\nsub-01\t2\ttrain\n",
             "subject '01' stands in two splits",
@@ -180,13 +183,16 @@ def test_thick_stack_is_named_with_tools(make_bids: Make, save: Make) -> None:
         ),
         (
             "participant_id\tsubject_key\tsplit\nsub-01\tP1\ttest\nsub-02\tP1\ttrain\n",
-            "subject_key 'P1' stands in two splits (a pregnancy has one)",
+            "subjects '01' and '02' have one subject_key and stand in two splits (a pregnancy has one)",
         ),
         (
             "participant_id\tsubject_key\nsub-07\t01\n",
             "the subject_key of subject '07' is the id of subject '01', which has none (give that one a subject_key",
         ),
-        ("participant_id\tsubject_key\nsub-01\tP1\nsub-02\tp1\n", "two subject_keys that read alike: 'P1' and 'p1'"),
+        (
+            "participant_id\tsubject_key\nsub-01\tP1\nsub-02\tp1\n",
+            "two subject_keys that read alike: those of subjects '01' and '02'",
+        ),
     ],
 )
 def test_bad_participants(make_bids: Make, table: str, message: str) -> None:
@@ -211,6 +217,62 @@ def test_a_unit_holds_all_sessions_of_all_its_ids(make_bids: Make, save: Make) -
     (root / "dseg.tsv").write_text(FIDON_TSV)
     (cases,) = load_dataset(root, scheme=FETA).units("train").values()
     assert {(case.subject, case.session) for case in cases} == {("01", None), ("01", "2"), ("02", None)}
+
+
+JANE = "Jane Doe 1988-03-02"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("gestational_age", JANE, "subject '01', column gestational_age: this is not a number of weeks (25.4, 25+3"),
+        ("GA", JANE, "subject '01', column ga: this is not a number of weeks"),
+        ("split", JANE, "subject '01', column split: this is not a split (one of train"),
+        ("split", "a" * 21, "subject '01', column split: this is not a split"),
+        ("split\tsubject_key", f"test\t{JANE}\nsub-02\ttrain\t{JANE}", "'01' and '02' have one subject_key"),
+        ("subject_key", f"{JANE}\nsub-02\t{JANE.upper()}", "those of subjects '01' and '02'"),
+        ("subject_key\tsession_id", f"P\t1\nsub-01\t{JANE}\t2", "subject '01' stands under two subject_keys"),
+    ],
+)
+def test_a_cell_that_may_name_a_person_is_not_quoted(make_bids: Make, header: str, row: str, message: str) -> None:
+    root = make_bids(1, participants=f"participant_id\t{header}\nsub-01\t{row}\n")
+    said = _refused(root)
+    assert message in said
+    assert "doe" not in said.lower()
+    assert "aaa" not in said
+    (told,) = load_dataset(root, scheme=FETA, strict=False).problems
+    assert str(told) == said
+
+
+def test_what_is_wrong_in_a_table_does_not_end_a_survey(make_bids: Make) -> None:
+    rows = f"sub-01\t{JANE}\ttest\nsub-01\t30\ttest\nsub-02\t31\t{JANE}\nsub-03\t32\tvalidation\n"
+    root = make_bids(3, participants=f"participant_id\tgestational_age\tsplit\n{rows}")
+    (root / "sub-03/anat/sub-03_rec-srr_T2w.nii.gz").write_bytes(b"no scan")
+    dataset = load_dataset(root, scheme=FETA, strict=False)
+    assert [(case.gestational_age_weeks, case.split) for case in dataset.cases] == [
+        *((None, "test"), (31.0, "train"), (32.0, "validation"))
+    ]
+    assert [each.what for each in dataset.problems] == [
+        "subject '01', column gestational_age: this is not a number of weeks",
+        "two subjects with one id: '01' has two rows",
+        "subject '02', column split: this is not a split",
+        "this is not a readable NIfTI file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"sub-01\t{JANE}\n".encode() * 2, "there is no column participant_id"),
+        (b"participant_id\tPathology\nsub-01\tL\xe4sion\n", "the table cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_table_that_cannot_be_used_does_not_end_a_survey(make_bids: Make, content: bytes, message: str) -> None:
+    root = make_bids(2)
+    (root / "participants.tsv").write_bytes(content)
+    dataset = load_dataset(root, scheme=FETA, strict=False)
+    assert [each.what for each in dataset.problems] == [message]
+    assert len(dataset.cases) == 2
 
 
 def test_table_that_is_not_text(make_bids: Make) -> None:
@@ -263,7 +325,7 @@ class TestPairs:
         ("rows", "message"),
         [
             ("image,label\n", "no scan in this table"),
-            ("scan,label\na,b\n", "a row has no image"),
+            ("scan,label\na,b\n", "row 1 below the header has no image"),
             ("image,label\nclara/image.nii.gz,\n", "there is no such file: clara/image.nii.gz"),
             ("image,label\nanna/image.nii.gz,\n", "this scan has no labels"),
             ("image\nanna/image.nii.gz\nanna/image.nii.gz\n", "two rows name one image"),
@@ -273,7 +335,7 @@ class TestPairs:
             ),
             (
                 "image,subject,subject_key,split\nanna/image.nii.gz,1,P,train\nberta/image.nii.gz,2,P,test\n",
-                "subject_key 'P' stands in two splits",
+                "subjects '1' and '2' have one subject_key and stand in two splits",
             ),
             (
                 "image,subject,subject_key\nanna/image.nii.gz,1,2\nberta/image.nii.gz,2,\n",
@@ -283,6 +345,30 @@ class TestPairs:
     )
     def test_refuses(self, folder: Path, rows: str, message: str) -> None:
         assert message in _refused(self.write(folder, rows))
+
+    def test_cells_that_are_no_file_are_not_quoted_and_do_not_end_a_survey(self, folder: Path) -> None:
+        rows = f"{JANE},anna/label.nii.gz,,\n,x,,\nanna/image.nii.gz,{JANE},,twenty\nberta/image.nii.gz,,a.nii,31\n"
+        pairs = self.write(folder, f"image,label,mask,ga\n{rows}")
+        said = _refused(pairs)
+        assert "row 1 below the header, column image: there is no such file (paths are relative" in said
+        assert "Doe" not in said
+        dataset = load_dataset(pairs, scheme=FETA, strict=False)
+        assert [(case.subject, case.gestational_age_weeks) for case in dataset.cases] == [("anna", None), ("berta", 31)]
+        assert [each.what for each in dataset.problems] == [
+            "row 1 below the header, column image: there is no such file",
+            "row 2 below the header has no image",
+            "row 2 below the header, column label: there is no such file",
+            "row 3 below the header, column label: there is no such file",
+            "subject 'anna', column ga: this is not a number of weeks",
+            "row 4 below the header, column mask: there is no such file: a.nii",
+            "this scan has no labels (_dseg)",
+            "this scan has no labels (_dseg)",
+        ]
+
+    def test_a_survey_of_rows_none_of_which_can_be_used(self, folder: Path) -> None:
+        dataset = load_dataset(self.write(folder, "scan\na\n"), scheme=FETA, strict=False)
+        assert [each.what for each in dataset.problems] == ["row 1 below the header has no image"]
+        assert dataset.cases == ()
 
     def test_two_scans_that_only_a_name_makes_one_subject(self, folder: Path) -> None:
         (folder / "other").mkdir()

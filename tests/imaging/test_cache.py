@@ -115,3 +115,13 @@ def test_prepare_case_with_and_without_cache(tmp_path: Path, make_bids: Callable
     assert _same(plain, kept)
     assert plain.labels is not None
     assert set(np.unique(plain.labels)) == set(range(8))
+
+
+def test_n4_is_another_entry(tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, cache = Counted(monkeypatch), PreparedCache(tmp_path / "cache")
+    for n4 in (False, True, True):
+        cache.prepared(*pair, FIDON, scheme=FETA, spacing_mm=1.2, n4=n4)
+    assert counted.calls == 2
+    assert cache.key(*pair, FIDON, scheme=FETA, spacing_mm=1.2) == cache.key(
+        *pair, FIDON, scheme=FETA, spacing_mm=1.2, n4=False
+    )

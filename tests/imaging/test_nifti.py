@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedseg.errors import DataError, StorageError
-from fedseg.imaging.nifti import read_image, read_labels, same_grid, write_labels_like, write_whole
+from fedseg.imaging.nifti import read_header, read_image, read_labels, same_grid, write_labels_like, write_whole
 
 nib: Any = nibabel
 Save = Callable[..., Path]
@@ -111,6 +111,45 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     rgb = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.Nifti1Image(rgb, np.eye(4)).to_filename(tmp_path / "rgb.nii")
     assert "are not grey values" in _refused(read_image, tmp_path / "rgb.nii")
+
+
+def _claims(path: Path, shape: tuple[int, int, int]) -> Path:
+    """A header that claims a shape, and hardly any voxels."""
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[40:48] = np.array([3, *shape], "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+@pytest.mark.parametrize("shape", [(30000, 30000, 30000), (1025, 4, 4), (1024, 1024, 513)])
+@pytest.mark.parametrize("read", [read_image, read_labels, read_header])
+def test_a_small_file_that_claims_to_be_huge(
+    tmp_path: Path, read: Callable[[Path], object], shape: tuple[int, int, int]
+) -> None:
+    path = _claims(tmp_path / "huge.nii.gz", shape)
+    assert path.stat().st_size < 500
+    message = _refused(read, path)
+    assert f"the header says {' x '.join(map(str, shape))} voxels: more than 1024 a side or 2^29 in all" in message
+    assert "the header is damaged, export it again" in message
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 512), (1024, 1024, 60), (1024, 1024, 512)])
+def test_large_scans_and_stacks_are_not_held_for_damaged(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    assert read_header(_claims(tmp_path / "large.nii.gz", shape)).shape == shape
+
+
+def test_too_little_memory(tmp_path: Path, save: Save, ramp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> Any:
+        raise MemoryError
+
+    path = save(tmp_path / "a.nii.gz", ramp)
+    with monkeypatch.context() as patch:
+        patch.setattr(nib.arrayproxy.ArrayProxy, "__array__", no_room)
+        message = _refused(read_image, path)
+        assert "there is not enough memory for its 4 x 5 x 6 voxels (close other programs" in message
+    monkeypatch.setattr(nib, "load", no_room)
+    assert "this is not a readable NIfTI file" in _refused(read_image, path)
 
 
 def test_labels(tmp_path: Path, save: Save, ramp: Any) -> None:

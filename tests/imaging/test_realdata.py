@@ -10,6 +10,8 @@ import pytest
 from fedseg.errors import DataError
 from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import prepare_case
+from fedseg.imaging.flags import flags_of
+from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.imaging.nifti import read_header, read_image, read_labels, write_labels_like
 from fedseg.imaging.transforms import map_labels, restore_labels
 from fedseg.labels import BRAIN_MASK, FETA
@@ -82,3 +84,14 @@ def test_atlas_masks_hold_external_csf(real_data: Path) -> None:
     mask, labels = read_labels(case.mask).data != 0, read_labels(case.labels).data
     assert mask[labels == np.int32(4)].mean() > 0.99
     assert (mask != (labels != 0)).sum() < 0.005 * mask.sum()
+
+
+@pytest.mark.parametrize(("site", "subject"), [("crl", "crl21"), ("wu", "wu34"), ("sba", "sba24")])
+def test_labels_of_atlases_have_no_quality_flag(real_data: Path, site: str, subject: str) -> None:
+    dataset = load_dataset(real_data / f"site-{site}", scheme=FETA)
+    (case,) = dataset.subjects()[subject]
+    assert case.labels is not None
+    labels = map_labels(read_labels(case.labels), dataset.class_map(case))
+    weeks = case.gestational_age_weeks
+    found = flags_of(labels, read_image(case.image), FETA, gestational_age_weeks=weeks, fingerprint=T2_MADE_UP)
+    assert [flag for flag in found if flag.severity != "note"] == []

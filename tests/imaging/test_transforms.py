@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from fedseg.errors import DataError
 from fedseg.imaging.nifti import Volume
-from fedseg.imaging.transforms import find_foreground, map_labels, prepare, restore, restore_labels
+from fedseg.imaging.transforms import CODE_VERSION, find_foreground, map_labels, prepare, restore, restore_labels
 from fedseg.labels import BRAIN_MASK, FETA, TABLES, class_map
 from tests.conftest import tiny_head
 
@@ -213,3 +214,19 @@ def test_impossible_size_is_refused(head: tuple[Volume, Volume]) -> None:
     metres = replace(head[0], spacing_mm=(0.0008, 0.0007, 0.0009))
     with pytest.raises(DataError, match=r"would have 1 x 1 x 1 voxels.*metres or micrometres"):
         prepare(metres, None, None, spacing_mm=1.6, scheme=FETA)
+
+
+# Where this fails, `prepare` puts out other numbers: raise CODE_VERSION, and write the numbers down under it.
+# The scan is turned so far that a greedy choice of its axes would be another.
+def test_a_code_version_stands_for_its_numbers(head: tuple[Volume, Volume]) -> None:
+    image, labels = head
+    affine = image.affine.copy()
+    affine[:3, :3] = Rotation.from_euler("xyz", [10, 30, 50], degrees=True).as_matrix() @ affine[:3, :3]
+    scan, truth = replace(image, affine=affine), replace(labels, affine=affine)
+    ready = prepare(scan, truth, FIDON, spacing_mm=1.1, scheme=FETA)
+    assert ready.labels is not None
+    axes = np.indices(ready.image.shape).reshape(3, -1)
+    moments = (axes * ready.image.reshape(-1)).mean(axis=1)
+    assert CODE_VERSION == 2
+    assert (ready.image.shape, ready.geometry.axes) == ((17, 16, 17), (1, 0, 2))
+    assert moments == pytest.approx([-11.21, -10.51, -11.25], abs=0.01)

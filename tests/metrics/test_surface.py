@@ -9,7 +9,7 @@ from hypothesis import assume, given
 
 from fedseg.errors import DataError
 from fedseg.metrics import surface
-from fedseg.metrics.surface import hausdorff_percentile, hd95
+from fedseg.metrics.surface import asd_mm, hausdorff_percentile, hd95, nsd, surfaces
 from tests.metrics.shapes import SPACINGS, Mask, cube, ellipsoid, pairs
 
 SHAPE = (24, 30, 18)
@@ -40,9 +40,9 @@ def test_as_surface_distance(
     name: str, spacing: tuple[float, float, float], expected: tuple[float, float, float]
 ) -> None:
     first, second = PAIRS[name]
-    found = [hausdorff_percentile(first, second, spacing, percent) for percent in (50, 95, 100)]
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert hd95(second, first, spacing) == pytest.approx(expected[1], abs=1e-9)
+    found = surfaces(first, second, spacing)
+    assert [hausdorff_percentile(found, percent) for percent in (50, 95, 100)] == pytest.approx(expected, abs=1e-9)
+    assert hd95(surfaces(second, first, spacing)) == pytest.approx(expected[1], abs=1e-9)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -53,7 +53,7 @@ def test_a_cube_moved_along_an_axis_is_that_far_away(axis: int, voxels: int) -> 
     moved[axis] += voxels
     shape = (20, 20, 20)
     pred, ref = cube(shape, (moved[0], moved[1], moved[2]), 8), cube(shape, (4, 4, 4), 8)
-    assert hd95(pred, ref, spacing) == pytest.approx(voxels * spacing[axis])
+    assert hd95(surfaces(pred, ref, spacing)) == pytest.approx(voxels * spacing[axis])
 
 
 def _corners(mask: Mask) -> list[tuple[int, ...]]:
@@ -76,17 +76,20 @@ def test_the_farthest_corner_is_found_by_brute_force_too(
     pred, ref = (np.array(_corners(mask)) * spacing for mask in masks)
     distances = np.linalg.norm(pred[:, None] - ref[None], axis=2)
     expected = max(distances.min(axis=1).max(), distances.min(axis=0).max())
-    assert hausdorff_percentile(*masks, spacing, 100) == pytest.approx(expected)
-    assert hd95(*masks, spacing) <= expected + 1e-9
+    found = surfaces(*masks, spacing)
+    assert hausdorff_percentile(found, 100) == pytest.approx(expected)
+    assert hd95(found) <= expected + 1e-9
+    assert asd_mm(found) <= expected + 1e-9
 
 
 @given(pairs(), SPACINGS)
 def test_axes_may_be_swapped_with_their_spacing(masks: tuple[Mask, Mask], spacing: tuple[float, float, float]) -> None:
     assume(masks[0].any() and masks[1].any())
-    turned = hausdorff_percentile(
-        masks[0].transpose(2, 0, 1), masks[1].transpose(2, 0, 1), (spacing[2], spacing[0], spacing[1]), 60
-    )
-    assert turned == pytest.approx(hausdorff_percentile(*masks, spacing, 60))
+    found = surfaces(*masks, spacing)
+    turned = surfaces(masks[0].transpose(2, 0, 1), masks[1].transpose(2, 0, 1), (spacing[2], spacing[0], spacing[1]))
+    assert hausdorff_percentile(turned, 60) == pytest.approx(hausdorff_percentile(found, 60))
+    assert asd_mm(turned) == pytest.approx(asd_mm(found))
+    assert nsd(turned) == pytest.approx(nsd(found))
 
 
 def test_surfels_of_a_box_sum_to_its_faces_less_the_bevelled_edges() -> None:
@@ -98,20 +101,40 @@ def test_surfels_of_a_box_sum_to_its_faces_less_the_bevelled_edges() -> None:
     assert (areas[1:255] > 0).all()
 
 
-def test_empty_masks() -> None:
+@pytest.mark.parametrize("first_is_empty", [True, False])
+def test_one_empty_mask_has_no_distance_and_no_surface_in_common(first_is_empty: bool) -> None:
     empty = np.zeros(SHAPE, dtype=np.bool_)
-    assert hd95(empty, empty, (1.0, 1.0, 1.0)) == 0.0
-    assert hd95(ELLIPSOID, empty, (1.0, 1.0, 1.0)) == math.inf
-    assert hd95(empty, ELLIPSOID, (1.0, 1.0, 1.0)) == math.inf
-    assert hd95(ELLIPSOID, ELLIPSOID, (1.0, 1.0, 1.0)) == 0.0
+    pred, ref = (empty, ELLIPSOID) if first_is_empty else (ELLIPSOID, empty)
+    found = surfaces(pred, ref, (1.0, 1.0, 1.0))
+    assert hd95(found) == asd_mm(found) == math.inf
+    assert nsd(found) == 0.0
+
+
+@pytest.mark.parametrize("mask", [np.zeros(SHAPE, dtype=np.bool_), ELLIPSOID, np.ones(SHAPE, dtype=np.bool_)])
+def test_a_mask_agrees_with_itself_be_it_empty_or_full(mask: Mask) -> None:
+    found = surfaces(mask, mask, (1.0, 1.0, 1.0))
+    assert hd95(found) == asd_mm(found) == 0.0
+    assert nsd(found) == 1.0
+
+
+def test_two_plates_are_their_distance_apart_on_average_and_within_a_tolerance_of_just_that() -> None:
+    spacing = (0.1, 0.7, 0.7)
+    first, second = (np.zeros((40, 30, 30), dtype=np.bool_) for _ in range(2))
+    first[4:14], second[14:24] = True, True
+    found = surfaces(first, second, spacing)
+    assert hausdorff_percentile(found, 100) == pytest.approx(1.0)
+    assert nsd(found) == nsd(found, 1.0) == 1.0, "whole voxels of 0.1 mm add up to 1 mm, wherever they lie"
+    assert nsd(found, 0.99) < 1.0
+    flat = 0.5 * (1.0 + 0.0)
+    assert asd_mm(found) == pytest.approx(flat, abs=0.03), "one face of each touches the other, one is 1 mm away"
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0), (1.0, 1.0)])
 def test_a_broken_spacing_is_refused(spacing: tuple[float, float, float]) -> None:
     with pytest.raises(DataError, match="a voxel cannot measure"):
-        hd95(ELLIPSOID, ELLIPSOID, spacing)
+        surfaces(ELLIPSOID, ELLIPSOID, spacing)
 
 
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(DataError, match="not volumes of one shape"):
-        hd95(ELLIPSOID, ELLIPSOID[1:], (1.0, 1.0, 1.0))
+        surfaces(ELLIPSOID, ELLIPSOID[1:], (1.0, 1.0, 1.0))

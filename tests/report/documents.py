@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from fedseg.federation.outgoing import Outgoing
-from fedseg.metrics.summary import SubjectScores, to_json
+from fedseg.metrics.scores import SubjectScores
+from fedseg.metrics.summary import to_json
 from fedseg.report.audit_facts import Audit
 from fedseg.report.facts import (
     Accounting,
@@ -39,7 +40,21 @@ def scores(
     named = dict(zip(TISSUES, dice, strict=True))
     distances = {"white_matter": 1.5, "ventricles": hd}
     volumes = {"white_matter": 81.26, "ventricles": 6.5}
-    return SubjectScores(subject, site, age, pathology, named, distances, named, volumes, run)
+    return SubjectScores(
+        subject=subject,
+        site=site,
+        gestational_age_weeks=age,
+        pathology=pathology,
+        dice=named,
+        hd95_mm=distances,
+        volume_similarity=named,
+        euler_difference=dict.fromkeys(TISSUES, 3),
+        asd_mm=distances,
+        nsd=named,
+        volume_ml=volumes,
+        reference_volume_ml=volumes,
+        run=run,
+    )
 
 
 def document(*rows: SubjectScores) -> dict[str, Any]:

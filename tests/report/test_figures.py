@@ -1,111 +1,175 @@
 from __future__ import annotations
 
-from io import BytesIO
 from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from matplotlib.image import imread
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fedseg.errors import DataError
 from fedseg.labels import FETA, color
-from fedseg.report.figures import MAX_BYTES, overlay_png
-from fedseg.report.png import encode_rgb
+from fedseg.report.figures import ERRORS, MAX_BYTES, Panel, Picture, overlay
+from tests.report.brains import AFFINE, SHAPE, brain, decode
 
-SHAPE = (40, 50, 30)
-AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
-
-
-def _decode(png: bytes) -> NDArray[np.uint8]:
-    decoded: NDArray[np.uint8] = np.round(imread(BytesIO(png), format="png")[..., :3] * 255).astype(np.uint8)
-    return decoded
+WHITE = "#FFFFFF"
 
 
-def _brain() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A box with a tissue on the right, another at the front, a third on top."""
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[8:32, 8:42, 5:25] = 3
-    labels[26:32, 8:42, 5:25] = 1
-    labels[8:26, 34:42, 5:25] = 2
-    labels[8:26, 8:34, 20:25] = 4
-    return (labels > 0).astype(np.float32) * 100 + np.arange(SHAPE[1], dtype=np.float32)[None, :, None], labels
+def places(png: bytes, colour: str) -> NDArray[np.intp]:
+    """Rows and columns of the pixels of one colour."""
+    wanted = (*bytes.fromhex(colour.removeprefix("#")), 255)
+    found: NDArray[np.intp] = np.argwhere((decode(png) == wanted).all(axis=2))
+    return found
 
 
-def _places(picture: NDArray[np.uint8], tissue: str) -> tuple[float, float]:
-    """Middle row and column of a tissue's colour in a row of panels."""
-    wanted = np.array([int(color(tissue)[at : at + 2], 16) for at in (1, 3, 5)], dtype=float)
-    pixels = picture.astype(float)
-    pixels = pixels - pixels.min(axis=2, keepdims=True)
-    wanted = wanted - wanted.min()
-    scaled = pixels / np.maximum(pixels.max(axis=2, keepdims=True), 1)
-    close = (np.abs(scaled - wanted / wanted.max()).max(axis=2) < 0.12) & (pixels.max(axis=2) > 30)
-    rows, columns = np.nonzero(close)
-    return float(rows.mean()), float(columns.mean())
+def middle(panel: Panel, tissue: str) -> tuple[float, float]:
+    row, column = places(panel.outlines, color(tissue)).mean(axis=0)
+    return float(row), float(column)
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3))))
-def test_png_as_others_read_it(picture: NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(_decode(encode_rgb(picture)), picture)
+def shown(truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8]) -> Picture:
+    return overlay(brain()[0], truth, predicted, AFFINE, FETA.tissues)
 
 
-def test_right_is_left_and_front_is_up() -> None:
-    image, labels = _brain()
-    picture = _decode(overlay_png(image, None, labels, AFFINE, FETA.tissues))
-    height, width = picture.shape[:2]
-    axial = picture[height // 2 :, : width // 3]
-    right, front = _places(axial, "external_csf"), _places(axial, "cortical_grey_matter")
-    middle = _places(axial, "white_matter")
-    assert right[1] < middle[1], "the patient's right is on the left"
-    assert front[0] < middle[0], "anterior is up"
-    coronal = picture[height // 2 :, width // 3 : 2 * width // 3]
-    assert _places(coronal, "ventricles")[0] < _places(coronal, "white_matter")[0], "superior is up"
+def test_right_is_left_front_is_up_and_the_sides_are_named() -> None:
+    _, labels = brain()
+    axial, coronal, sagittal = shown(None, labels).views[0].panels
+    assert [panel.name for panel in (axial, coronal, sagittal)] == ["axial", "coronal", "sagittal"]
+    assert [panel.sides for panel in (axial, coronal, sagittal)] == [("R", "L"), ("R", "L"), ("A", "P")]
+    assert middle(axial, "external_csf")[1] < middle(axial, "white_matter")[1], "the patient's right is on the left"
+    assert middle(axial, "cortical_grey_matter")[0] < middle(axial, "white_matter")[0], "anterior is up"
+    assert middle(coronal, "ventricles")[0] < middle(coronal, "white_matter")[0], "superior is up"
+    assert middle(sagittal, "cortical_grey_matter")[1] < middle(sagittal, "white_matter")[1], "anterior is on the left"
+
+
+def test_millimetres_are_isotropic_whatever_the_voxels() -> None:
+    _, labels = brain()
+    axial, coronal, sagittal = shown(None, labels).views[0].panels
+    across, along, up = 24 + 2 * 5, 34 + 2 * 5, (20 + 2 * 3) * 1.5
+    assert axial.extent_mm == (across, along)
+    assert coronal.extent_mm == (across, up)
+    assert sagittal.extent_mm == (along, up)
+    pixels = decode(coronal.outlines).shape
+    assert pixels[1] / pixels[0] == pytest.approx(across / up, rel=0.02), "lines are equally wide in all directions"
+    assert decode(coronal.grey).shape == (26, 34), "grey keeps the scan's voxels"
 
 
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
 def test_the_picture_does_not_depend_on_how_the_scan_is_stored(axes: tuple[int, int, int]) -> None:
-    image, labels = _brain()
-    expected = overlay_png(image, labels, labels, AFFINE, FETA.tissues)
+    image, truth = brain()
+    predicted = truth.copy()
+    predicted[10:16, 12:20, 8:14] = 6
+    expected = overlay(image, truth, predicted, AFFINE, FETA.tissues)
     for steps in product((1, -1), repeat=3):
-        flip = tuple(slice(None, None, step) for step in steps)
-        affine = np.eye(4)
+        turn = tuple(slice(None, None, step) for step in steps)
+        affine = AFFINE.copy()
         affine[:3, :3] = AFFINE[:3, :3][:, axes] * steps
-        stored = image.transpose(axes)[flip], labels.transpose(axes)[flip]
-        assert overlay_png(stored[0], stored[1], stored[1], affine, FETA.tissues) == expected
+        for axis, step in zip(axes, steps, strict=True):
+            affine[:3, 3] += 0 if step > 0 else AFFINE[:3, axis] * (SHAPE[axis] - 1)
+        labels = [each.transpose(axes)[turn] for each in (truth, predicted)]
+        assert overlay(image.transpose(axes)[turn], labels[0], labels[1], affine, FETA.tissues) == expected
 
 
-def test_truth_makes_a_row_of_its_own() -> None:
-    image, labels = _brain()
-    with_truth = _decode(overlay_png(image, labels, np.zeros_like(labels), AFFINE, FETA.tissues))
-    without = _decode(overlay_png(image, None, labels, AFFINE, FETA.tissues))
-    third = with_truth.shape[0] // 3
-    grey, truth, prediction = (with_truth[third * row : third * (row + 1)].astype(int) for row in range(3))
-    assert with_truth.shape[0] / without.shape[0] == pytest.approx(3 / 2, abs=0.02)
-    assert (grey.max(axis=2) == grey.min(axis=2)).all()
-    assert (prediction.max(axis=2) == prediction.min(axis=2)).all(), "an empty prediction has no colour"
-    assert (truth.max(axis=2) - truth.min(axis=2)).max() > 80
+def test_the_reference_is_seen_only_where_the_prediction_leaves_it() -> None:
+    _, labels = brain()
+    view = shown(labels, labels).views[0]
+    assert not any(len(places(panel.outlines, WHITE)) for panel in view.panels)
+    assert not any(decode(panel.errors or b"")[..., 3].any() for panel in view.panels)
+    moved = np.roll(labels, 2, axis=0)
+    axial = shown(labels, moved).views[0].panels[0]
+    assert len(places(axial.outlines, WHITE))
+    assert len(places(axial.outlines, color("external_csf")))
 
 
-def test_a_noisy_scan_still_makes_a_small_picture() -> None:
+def test_an_outline_has_the_colour_of_the_inner_tissue() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:32, 8:42, 5:25] = 2
+    labels[14:26, 14:36, 8:22] = 3
+    axial = shown(None, labels).views[0].panels[0]
+    outer, inner = (places(axial.outlines, color(tissue)) for tissue in ("cortical_grey_matter", "white_matter"))
+    assert (inner.min(axis=0) > outer.min(axis=0)).all()
+    assert (inner.max(axis=0) < outer.max(axis=0)).all()
+    assert (decode(axial.outlines)[..., 3] > 0).mean() < 0.1, "lines are thin"
+
+
+def test_errors_are_told_apart_and_measured() -> None:
+    _, truth = brain()
+    predicted = truth.copy()
+    predicted[8:12, 8:42, 5:25] = 0
+    predicted[4:8, 8:42, 5:25] = 5
+    predicted[14:16, 8:42, 5:25] = 6
+    picture = shown(truth, predicted)
+    found = picture.errors_ml or {}
+    assert found == pytest.approx(
+        {
+            "missed": 4 * 34 * 20 * 1.5 / 1000,
+            "extra": 4 * 34 * 20 * 1.5 / 1000,
+            "other tissue": 2 * 34 * 20 * 1.5 / 1000,
+        }
+    )
+    errors = picture.views[0].panels[0].errors or b""
+    extra, missed, other = (places(errors, ERRORS[kind])[:, 1].mean() for kind in ("extra", "missed", "other tissue"))
+    assert extra > missed > other, "from the patient's left, on the right of the picture, inwards"
+
+
+def test_the_second_view_goes_through_the_thickest_error_and_not_the_longest() -> None:
+    _, truth = brain()
+    predicted = truth.copy()
+    predicted[8, 8:42, 5:25] = 0
+    predicted[27:32, 10:16, 6:10] = 0
+    first, second = shown(truth, predicted).views
+    assert (first.name, second.name) == ("Through the middle", "Through the largest error")
+    right, anterior, superior = second.place_mm
+    assert 27 - 20 <= right <= 31 - 20
+    assert 10 - 10 <= anterior <= 15 - 10
+    assert 6 * 1.5 + 30 <= superior <= 9 * 1.5 + 30
+    axial = second.panels[0]
+    assert axial.cross[0] < 0.5 < axial.cross[1], "right and behind are on the left and below"
+
+
+def test_where_all_is_wrong_the_second_view_is_no_corner() -> None:
+    _, truth = brain()
+    (_, second) = shown(truth, np.zeros_like(truth)).views
+    assert second.place_mm == pytest.approx((19.5 - 20, 24.5 - 10, 14.5 * 1.5 + 30), abs=1.5)
+
+
+def test_no_error_has_no_view_and_no_reference_no_errors() -> None:
+    _, labels = brain()
+    assert [view.name for view in shown(labels, labels).views] == ["Through the middle"]
+    without = shown(None, labels)
+    assert without.errors_ml is None
+    assert [panel.errors for panel in without.views[0].panels] == [None] * 3
+
+
+def test_a_fine_noisy_scan_still_makes_a_small_picture() -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 8, (90, 90, 90), dtype=np.uint8)
+    shape = (170, 210, 170)
+    labels = np.zeros(shape, np.uint8)
+    labels[4:-4, 4:-4, 4:-4] = 1 + rng.integers(0, 7, 50, dtype=np.uint8)[np.arange(shape[2] - 8) // 4]
+    predicted = ndimage.shift(labels, 3, order=0)
+    image = rng.random(shape, dtype=np.float32)
+    picture = overlay(image, labels, predicted, np.diag([0.5, 0.5, 0.5, 1]), FETA.tissues)
+    assert MAX_BYTES / 2 < picture.size <= MAX_BYTES
+
+
+def test_labels_of_noise_still_make_a_small_picture() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 8, (2, 90, 90, 90), dtype=np.uint8)
     image = rng.random((90, 90, 90), dtype=np.float32)
-    assert len(overlay_png(image, labels, labels, np.eye(4), FETA.tissues)) < MAX_BYTES
+    assert overlay(image, truth, predicted, np.eye(4), FETA.tissues).size <= MAX_BYTES
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
 def test_a_scan_with_nothing_in_it_makes_a_picture_too(value: float) -> None:
     image = np.full((6, 5, 4), value, np.float32)
     empty = np.zeros((6, 5, 4), np.uint8)
-    assert _decode(overlay_png(image, empty, empty, np.eye(4), FETA.tissues)).size
+    (view,) = overlay(image, empty, empty, np.eye(4), FETA.tissues).views
+    assert [decode(panel.grey).shape for panel in view.panels] == [(5, 6), (4, 6), (4, 5)]
 
 
 def test_shapes_that_differ_are_refused() -> None:
-    image, labels = _brain()
+    image, labels = brain()
     wrong: Any = labels[1:]
     with pytest.raises(DataError, match="not volumes of one shape"):
-        overlay_png(image, labels, wrong, AFFINE, FETA.tissues)
+        overlay(image, labels, wrong, AFFINE, FETA.tissues)

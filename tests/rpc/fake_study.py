@@ -129,6 +129,10 @@ class FakeLink:
         answer = self._hear("published", round_number)
         return answer if isinstance(answer, Published) else PUBLISHED
 
+    def evaluated(self, round_number: int, progress: Progress) -> Published:
+        answer = self._hear("evaluated", round_number)
+        return answer if isinstance(answer, Published) else PUBLISHED
+
     def holds(self, model_hash: str) -> None:
         self._hear("holds", model_hash)
 
@@ -157,7 +161,6 @@ class Wire:
             study_ca=self.ca.cert_pem,
             invites=lambda: {key: invite.ca_certificate() for key, invite in self.invites.items()},
             now=lambda: NOW,
-            vector_bytes=SIZE,
             staging=self.staging,
             expect_upload=self._expect_upload,
         )
@@ -179,10 +182,11 @@ class Wire:
     def _alive(self, site: str) -> None:
         self.memory.alive.append(site)
 
-    def _expect_upload(self, site: str, session: bytes) -> None:
+    def _expect_upload(self, site: str, session: bytes) -> int:
         self.memory.expect()
         if session != self.memory.wanted:
             raise StaleSession("that session has moved on", hint="ask again what to do")
+        return SIZE
 
     def invite(self, site: str) -> Invite:
         invite = Invite.create(self.address, site, self.ca.cert_pem, now=NOW, hours=1)

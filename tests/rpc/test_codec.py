@@ -62,7 +62,7 @@ INSTRUCTIONS: st.SearchStrategy[Instruction] = st.one_of(
     st.builds(Submit, HASHES, NAMES, tables(st.binary(min_size=ENVELOPE_SIZE, max_size=ENVELOPE_SIZE))),
     st.builds(Confirm, HASHES, NAMES),
     st.builds(Unmask, HASHES, tables(SIGNATURES)),
-    st.builds(Finished, HEADS, HISTORY),
+    st.builds(Finished, HEADS, HISTORY, st.integers(0, 2**32 - 1)),
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from fedseg.federation.outgoing import OUTGOING, leaving
+from fedseg.plan import Evaluation
 from fedseg.rpc._pb import federation_pb2 as pb
 from tests.runtime import toy
 from tests.runtime.private import private_plan
@@ -78,6 +79,16 @@ def test_a_score_leaves_only_where_the_plan_rolls_back() -> None:
     assert not [each for each in leaving(toy.plan().content) if each.where == "scored"]
 
 
+def test_scores_on_kept_back_subjects_are_declared_where_the_plan_publishes_them() -> None:
+    plan = toy.plan().content
+    assert not [each for each in leaving(plan) if each.where == "evaluated"]
+    asked = plan.model_copy(update={"evaluation": Evaluation(federated=True)})
+    (found,) = [each for each in leaving(asked) if each.where == "evaluated"]
+    assert (found.name, found.classification) == ("UploadPart.chunk", "declared")
+    assert "how many test subjects" in found.what
+    assert "where all other contributors collude, or have no such subjects, they know this site's" in found.why
+
+
 def test_without_a_ledger_nothing_is_claimed_of_one() -> None:
     def claims(names: set[str]) -> set[str]:
         return {name for name in names if name.startswith("ClaimLedgerRequest.")}
@@ -87,5 +98,7 @@ def test_without_a_ledger_nothing_is_claimed_of_one() -> None:
 
 
 def test_every_field_is_sent_in_some_study() -> None:
-    plans = (private_plan().content, toy.plan(more="rollback: {drop: 0.1}").content)
+    open_study = toy.plan(more="rollback: {drop: 0.1}").content
+    evaluated = open_study.model_copy(update={"evaluation": Evaluation(federated=True)})
+    plans = (private_plan().content, evaluated)
     assert {each for plan in plans for each in leaving(plan)} == set(OUTGOING)

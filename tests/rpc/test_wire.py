@@ -139,6 +139,7 @@ LINK_CALLS: dict[str, Callable[[Link], object]] = {
     "countersigned": lambda link: link.countersigned(),
     "model": lambda link: link.model(MODEL, silent),
     "published": lambda link: link.published(4, silent),
+    "evaluated": lambda link: link.evaluated(4, silent),
     "holds": lambda link: link.holds(MODEL),
 }
 
@@ -330,6 +331,19 @@ def test_a_sum_comes_down_with_all_that_the_server_says_of_it(wire: Wire) -> Non
     assert replace(published, total=TOTAL) == PUBLISHED
 
 
+def test_an_evaluation_comes_down_by_its_own_size(wire: Wire) -> None:
+    short = replace(PUBLISHED, total=TOTAL[:53])
+    wire.memory.answers["published"] = short
+    with RemoteStudy(
+        wire.address, wire.ca.cert_pem, wire.identity(SITE), parameters=PARAMETERS, length=LENGTH, statistics=53
+    ) as remote:
+        published = remote.evaluated(4, silent)
+        np.testing.assert_array_equal(published.total, short.total)
+        assert replace(published, total=short.total) == short
+        with pytest.raises(ProtocolError, match="the server offers 212 bytes where a sum of this study has 4012"):
+            remote.published(4, silent)
+
+
 def test_a_download_of_another_size_is_refused_before_it_is_stored(wire: Wire) -> None:
     with wire.as_site(SITE, parameters=PARAMETERS - 1, length=LENGTH + 1) as remote:
         with pytest.raises(ProtocolError, match="the server offers 4000 bytes where a model of this study has 3996"):
@@ -460,8 +474,8 @@ def chunk(size: int) -> pb.UploadPart:
     [
         ([header(size=SIZE - 4)], f"an upload has {SIZE} bytes here, not {SIZE - 4}"),
         ([header(size=2**60)], f"an upload has {SIZE} bytes here, not {2**60}"),
-        ([], f"an upload has {SIZE} bytes here, not 0"),
-        ([chunk(SIZE)], f"an upload has {SIZE} bytes here, not 0"),
+        ([], "a digest has 0 bytes instead of 32"),
+        ([chunk(SIZE)], "a digest has 0 bytes instead of 32"),
         ([header(digest=b"x")], "a digest has 1 bytes instead of 32"),
         ([header(signature=bytes(63))], "a signature has 63 bytes instead of 64"),
         ([header(session=b"")], "a session has 0 bytes instead of 32"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedseg.federation.evaluation import Measured, statistics_of
 from fedseg.federation.exchange import Confirm, Enrolled, Instruction, Join, RingVector, ShareKeys, Submit, Unmask
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
@@ -13,7 +14,7 @@ from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator, StudyState
 from fedseg.runtime.evidence import MemoryEvidence
-from fedseg.runtime.session import encoding_of
+from fedseg.runtime.session import encoding_of, evaluation_code
 from fedseg.secagg.encoding import rounding_seed
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.site import Advertised, Masked, Shared, Signed, advertise, contribute
@@ -43,6 +44,7 @@ class Player:
         self.bench, self.site, self.target = bench, site, target
         self.identity = toy.identity(site, bench.manifest)
         self.score: float | None = None
+        self.subjects: Sequence[Measured] = ()
         self.bend: Callable[[RingVector], RingVector] = lambda vector: vector
         self.draw = entropy(site)
         self.restart()
@@ -57,6 +59,12 @@ class Player:
         seed = rounding_seed(manifest.plan.seed, round_number, self.site)
         weight, update = manifest.plan.sites[self.site].weight, np.full(SIZE, self.target, np.float32)
         return self.bend(toy.code(manifest).encode(update, weight, seed, self.score).vector)
+
+    def vector(self, header: SessionHeader) -> RingVector:
+        """What it gives to a session."""
+        if header.evaluation:
+            return self.bend(statistics_of(evaluation_code(self.bench.manifest), self.subjects))
+        return self.contribution(header.round)
 
     def ask(self) -> Instruction:
         return self.bench.coordinator.poll(self.site, self.header.sid0() if self.header else None, 0)
@@ -78,12 +86,12 @@ class Player:
                 self.keys = keys.share_keys(instruction.advertisements, self.draw)
                 coordinator.share_keys(site, instruction.session, self.keys.message)
             case Submit(), Shared():
-                vector = self.contribution(keys.header.round)
+                vector = self.vector(keys.header)
                 self.keys, y = keys.mask(instruction.envelopes, instruction.sharers, vector)
                 coordinator.upload(site, instruction.session, self.keys.message, y)
             case Submit(), None:
                 assert self.header is not None
-                vector = self.contribution(self.header.round)
+                vector = self.vector(self.header)
                 message = contribute(self.header, self.identity, instruction.sharers, vector)
                 coordinator.upload(site, instruction.session, message, vector)
             case Confirm(), Masked():
@@ -108,12 +116,12 @@ class Bench:
         self.players = {site: Player(self, site, 0.1 * (i + 1)) for i, site in enumerate(manifest.plan.site_names)}
         self.start()
 
-    def start(self) -> None:
+    def start(self, *, evaluate: bool = False) -> None:
         """Start the server, anew where it ran before; what it told then is forgotten."""
         self.events.clear()
         self.coordinator = Coordinator(
             self.manifest, self.archive, enrolled=self.who, key=key("server"), evidence=self.evidence,
-            notify=self.events.append, clock=self.clock, now=self.clock,
+            notify=self.events.append, clock=self.clock, now=self.clock, evaluate=evaluate,
         )  # fmt: skip
 
     def who(self) -> Enrolled:
@@ -133,11 +141,11 @@ class Bench:
         """Where the newest attempt stands, as the server told."""
         for event in reversed(self.events):
             match event:
-                case events.RoundStarted():
+                case events.RoundStarted() | events.EvaluationStarted():
                     return ADVERTISE
                 case events.PhaseStarted():
                     return event.phase
-                case events.RoundClosed():
+                case events.RoundClosed() | events.Evaluated():
                     return CLOSED
                 case events.RoundAbandoned():
                     return ABANDONED

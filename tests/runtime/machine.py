@@ -103,6 +103,12 @@ class Machine:
     def save_masked(self, session: bytes, vector: Vector) -> None:
         self._write(lambda: self.memory.save_masked(session, vector.copy()))
 
+    def scored(self, model: str) -> str | None:
+        return self.memory.scored(model)
+
+    def save_scored(self, model: str, digest: str) -> None:
+        self._write(lambda: self.memory.save_scored(model, digest))
+
     def entries(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
         return tuple(self.log)
 

@@ -32,7 +32,7 @@ from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import MemoryEvidence
-from fedseg.runtime.ports import Charger
+from fedseg.runtime.ports import Charger, Scorer
 from fedseg.runtime.session import header_of
 from fedseg.runtime.simulation import SiteMemory
 from fedseg.runtime.site import SiteRunner
@@ -124,6 +124,10 @@ class Script:
         self._note("published", round_number)
         return self.sums[round_number]
 
+    def evaluated(self, round_number: int, progress: Progress) -> Published:
+        self._note("evaluated", round_number)
+        return self.sums[round_number]
+
     def holds(self, model: str) -> None:
         self._note("holds", model)
 
@@ -169,6 +173,7 @@ def runner(
     confirm: Callable[[Enrolled], Roster] | None = None,
     may_reuse: bool = False,
     charger: Charger | None = None,
+    scorer: Scorer | None = None,
     stop: threading.Event | None = None,
     notify: events.Notify = lambda _: None,
 ) -> SiteRunner:
@@ -177,7 +182,7 @@ def runner(
     return SiteRunner(
         toy.identity("a", manifest), manifest, link, trainer or toy.PullTrainer(1.0), toy.LAYOUT,
         memory or SiteMemory(), evidence=evidence or MemoryEvidence(),
-        confirm=confirm or (lambda _: toy.roster(manifest)), may_reuse=may_reuse, charger=charger,
+        confirm=confirm or (lambda _: toy.roster(manifest)), may_reuse=may_reuse, charger=charger, scorer=scorer,
         entropy=entropy("a"), notify=notify, stop=stop or threading.Event(), patience_s=0,
     )  # fmt: skip
 

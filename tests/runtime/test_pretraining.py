@@ -12,6 +12,7 @@ import pytest
 
 from fedseg.errors import DataError, StorageError, UsageError
 from fedseg.imaging.label_maps import find_labels, public_labels
+from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.imaging.synthesis import synthesize
 from fedseg.plan import StudyPlan, parse_plan
 from fedseg.runtime.pretraining import MODEL, STATE, Limit, Pretrained, Sources, pretrain
@@ -111,6 +112,13 @@ def test_the_model_file_says_what_it_was_trained_on(tmp_path: Path, published: P
         'declared public: "CC0, by its authors, 2021"',
     }
     assert (card.contributors, card.rounds, card.task, card.patch) == ((), 0, "feta", (16, 16, 16))
+
+
+def test_the_model_file_has_the_made_up_fingerprint(tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    card = load_model(tmp_path / MODEL)[1]
+    assert card.fingerprint == T2_MADE_UP
+    assert card.normalisation["n4"] is False
 
 
 def test_label_maps_need_no_scan_and_kept_back_subjects_are_left_out(published: Path) -> None:

@@ -39,7 +39,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyFolder]:
         evidence=MemoryEvidence(),
         notify=lambda _: None,
     )
-    server, port = start_server(desk_of(folder, folder.manifest, coordinator), "127.0.0.1:0", folder.tls, sites=3)
+    server, port = start_server(desk_of(folder, coordinator), "127.0.0.1:0", folder.tls, sites=3)
     (root / "address").write_text(f"127.0.0.1:{port}")
     yield folder
     server.stop(0).wait()
@@ -174,6 +174,22 @@ def test_the_best_model_is_remembered_to_the_last_bit(site: SiteFolder) -> None:
         (site.root / "best.json").write_text(text)
         with pytest.raises(StorageError, match=r"best\.json: what this site knows of the best model is damaged"):
             site.best()
+
+
+def test_what_evaluations_were_given_outlives_updates_and_models(site: SiteFolder) -> None:
+    site.root.mkdir()
+    assert site.scored("ab" * 32) is None
+    site.save_scored("ab" * 32, "1" * 64)
+    site.save_scored("cd" * 32, "2" * 64)
+    site.save_weights(np.zeros(5, np.float32))
+    site.erase_updates()
+    site.clean_up()
+    again = SiteFolder(site.root)
+    assert [again.scored(model * 32) for model in ("ab", "cd", "ef")] == ["1" * 64, "2" * 64, None]
+    for text in ("", "{", "[1]", "7"):
+        (site.root / "scored.json").write_text(text)
+        with pytest.raises(StorageError, match=r"scored\.json: what this site has given to evaluations is damaged"):
+            site.scored("ab" * 32)
 
 
 # The roster.

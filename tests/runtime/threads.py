@@ -12,6 +12,7 @@ from typing import Any
 
 from fedseg.errors import FedsegError, StaleSession
 from fedseg.federation.exchange import Enrolled, Finished, Instruction, Progress, RingVector
+from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
 from fedseg.plan import Manifest
 from fedseg.runtime import events
@@ -19,7 +20,7 @@ from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.audit import load, verify
 from fedseg.runtime.coordinator import Coordinator
 from fedseg.runtime.evidence import MemoryEvidence
-from fedseg.runtime.ports import Charger, Evidence
+from fedseg.runtime.ports import Charger, Evidence, Scorer
 from fedseg.runtime.simulation import LocalLink, SiteMemory
 from fedseg.runtime.site import SiteRunner
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, Shares
@@ -85,11 +86,12 @@ class Study:
     def __init__(self, manifest: Manifest, trainers: Mapping[str, PullTrainer], *failures: Failure) -> None:
         self.manifest, self.trainers = manifest, trainers
         self.archive, self.told = MemoryArchive(), list[events.Event]()
-        self.archive.save_model(0, INITIAL, None)
+        self.archive.save_model(0, Strategy.of(manifest).first(INITIAL), None)
         self.logs = {party: MemoryEvidence() for party in ("server", *trainers)}
         self.memories = {site: SiteMemory() for site in trainers}
         self.notes: dict[str, list[events.Event]] = {site: [] for site in trainers}
         self.own: dict[str, Weights | None] = {}
+        self.personal: dict[str, Weights | None] = {}
         self.errors: dict[str, FedsegError] = {}
         self.roster, self.enrolled = toy.roster(manifest), toy.enrolled(manifest)
         self.identities = {site: toy.identity(site, manifest) for site in trainers}
@@ -97,13 +99,14 @@ class Study:
         self.confirms: Callable[[str, Enrolled], Roster] = lambda _, __: self.roster
         self.charger: Callable[[str], Charger | None] = lambda _: None
         self.may_reuse = False
+        self.scorers: Mapping[str, Scorer] = {}
         self.start()
 
-    def start(self) -> None:
+    def start(self, *, evaluate: bool = False) -> None:
         """Start the server, anew where it ran before."""
         self.coordinator = Coordinator(
             self.manifest, self.archive, enrolled=lambda: self.enrolled, key=key("server"),
-            evidence=self.logs["server"], notify=self.told.append,
+            evidence=self.logs["server"], notify=self.told.append, evaluate=evaluate,
         )  # fmt: skip
 
     def site(self, site: str) -> SiteRunner:
@@ -112,7 +115,7 @@ class Study:
             self.identities[site], self.manifest, self.links(site), self.trainers[site], LAYOUT,
             self.memories[site], evidence=self.logs[site], confirm=lambda enrolled: self.confirms(site, enrolled),
             may_reuse=self.may_reuse, charger=self.charger(site), entropy=entropy(secrets.token_hex(8)),
-            notify=self.notes[site].append, stop=Event(),
+            notify=self.notes[site].append, stop=Event(), scorer=self.scorers.get(site),
         )  # fmt: skip
 
     def live(self, site: str) -> Finished | None:
@@ -127,7 +130,7 @@ class Study:
                 self.errors[site] = error
                 return None
             finally:
-                self.own[site] = runner.released
+                self.own[site], self.personal[site] = runner.released, runner.personal
             runner.say_goodbye(finished)
             return finished
 

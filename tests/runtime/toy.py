@@ -48,7 +48,8 @@ def plan(
     return parse_plan(text, "toy.yaml")
 
 
-def manifest(document: Document[StudyPlan]) -> Manifest:
+def manifest(document: Document[StudyPlan], trained: tuple[tuple[int, int], ...] = ((0, SIZE),)) -> Manifest:
+    first = Strategy.for_plan(document.content, SIZE, trained).first(INITIAL)
     return Manifest(
         study="ab" * 16,
         plan=document.content,
@@ -56,8 +57,8 @@ def manifest(document: Document[StudyPlan]) -> Manifest:
         noise_multiplier=None,
         architecture={"preset": "toy"},
         parameters=SIZE,
-        trained=((0, SIZE),),
-        initial_model=model_hash(INITIAL),
+        trained=trained,
+        initial_model=model_hash(first),
         code_version="0",
     )
 
@@ -112,6 +113,8 @@ class PullTrainer:
         entropy: Callable[[int], bytes],
         on_step: Callable[[int, int], None],
         should_stop: Callable[[], bool],
+        correction: Mapping[str, NDArray[np.float32]] | None = None,
+        towards: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         self.before(round_number)
         self.trained.append(round_number)

@@ -12,6 +12,7 @@ from fedseg.secagg.encoding import Encoding
 from fedseg.secagg.integers import IntegerCode
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
+from fedseg.secagg.statistics import StatisticsCode
 from fedseg.secagg.thresholds import Thresholds
 
 from .helpers import NAMES, PLAN_HASH, STUDY, roster, session
@@ -32,6 +33,7 @@ from .helpers import NAMES, PLAN_HASH, STUDY, roster, session
         ({"study": ""}, "a study name is empty"),
         ({"sites": ("amiens", "cluj", "brno")}, "the roster is not sorted"),
         ({"sites": ("amiens", "brno", "brno")}, "names a site twice"),
+        ({"evaluation": True, "scored": True}, "a session has one kind of code"),
     ],
 )
 def test_headers_that_cannot_be(change: dict[str, Any], message: str) -> None:
@@ -67,6 +69,7 @@ OTHERS: list[dict[str, Any]] = [
     {"encoding": Encoding(3, 2.0, 11, 5)},
     {"encoding": Encoding(3, 2.0, 10, 5, scored=True)},
     {"encoding": IntegerCode(3, 2.0, 5, 1024.0)},
+    {"encoding": StatisticsCode(3, 10, 5, 2.0)},
     {"roster": bytes(32)},
     {"sites": ("amiens", "brno", "dakar")},
     {"thresholds": Thresholds.of(3, 1)},

@@ -73,10 +73,10 @@ def test_lengths_of_names_are_of_their_bytes() -> None:
         check_name("é" * 32 + "a")
 
 
-def test_a_header_s_kind_of_code_is_0_1_or_2() -> None:
+def test_a_header_s_kind_of_code_is_0_to_3() -> None:
     plain = session().to_bytes()
     scored = session(encoding=Encoding(3, 2.0, 10, 5, scored=True)).to_bytes()
     places = [place for place, (one, two) in enumerate(zip(plain, scored, strict=True)) if one != two]
     assert [(plain[place], scored[place]) for place in places] == [(0, 1)]
-    with pytest.raises(ProtocolError, match="a code of kind 3 is unknown"):
-        SessionHeader.from_bytes(plain[: places[0]] + b"\3" + plain[places[0] + 1 :])
+    with pytest.raises(ProtocolError, match="a code of kind 4 is unknown"):
+        SessionHeader.from_bytes(plain[: places[0]] + b"\4" + plain[places[0] + 1 :])

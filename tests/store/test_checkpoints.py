@@ -16,6 +16,7 @@ from safetensors.numpy import save as format_safetensors
 
 from fedseg.errors import ModelError, StorageError
 from fedseg.federation.vector import Layout, model_hash
+from fedseg.imaging.fingerprint import Fingerprint
 from fedseg.store import checkpoints
 from fedseg.store.checkpoints import (
     ModelCard,
@@ -135,6 +136,14 @@ def test_changed_weights_and_changed_claims_are_damage(model: Path) -> None:
         (lambda e: e | {"card": e["card"] | {"patch": [64, 64]}}, "description is wrong at 'patch"),
         (lambda e: e | {"card": e["card"] | {"rounds": "2"}}, "description is wrong at 'rounds'"),
         (lambda e: e | {"card": e["card"] | {"run": "rm"}}, "description is wrong at 'run'"),
+        (
+            lambda e: e | {"card": e["card"] | {"patch": [4096] * 3}},
+            "description is wrong at 'patch.0': Input should be less than or equal to 256 "
+            "(it is damaged or made up: give a model.safetensors that fedseg wrote)",
+        ),
+        (lambda e: e | {"card": e["card"] | {"patch": [64, 64, 7]}}, "greater than or equal to 8"),
+        (lambda e: e | {"card": e["card"] | {"spacing_mm": 0.04}}, "'spacing_mm': Input should be greater than or eq"),
+        (lambda e: e | {"card": e["card"] | {"spacing_mm": 4.1}}, "'spacing_mm': Input should be less than or equal"),
     ],
 )
 def test_descriptions_that_are_refused(model: Path, change: Any, message: str) -> None:
@@ -217,3 +226,48 @@ def test_the_hash_is_of_names_shapes_and_numbers() -> None:
     assert weights_hash({name: values.astype(">f4") for name, values in ARRAYS.items()}) == base
     assert weights_hash(ARRAYS | {"head.weight": ARRAYS["head.weight"].reshape(3, 2)}) != base
     assert weights_hash({f"x{name}": values for name, values in ARRAYS.items()}) != base
+
+
+KNOWN = Fingerprint("made-up brains", 24, 1.0, {"noise": (0.1, 0.2), "fluid": (0.5, 1.4)})
+
+
+def test_a_fingerprint_comes_back_and_none_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, ARRAYS, replace(CARD, fingerprint=KNOWN))
+    _, card = load_model(path)
+    assert card.fingerprint == KNOWN
+    assert describe(card)["fingerprint"]["ranges"] == {"noise": [0.1, 0.2], "fluid": [0.5, 1.4]}
+    assert "fingerprint" not in describe(CARD)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", ""),
+        ("source", "x" * 2001),
+        ("source", "\x1b[2J"),
+        ("volumes", 0),
+        ("spacing_mm", 0.0),
+        ("spacing_mm", 1e9),
+        ("ranges", {}),
+        ("ranges", {f"f{chr(97 + index // 26)}{chr(97 + index % 26)}": [0, 1] for index in range(33)}),
+        ("ranges", {"x" * 41: [0.0, 1.0]}),
+        ("ranges", {"\x1b[2J": [0.0, 1.0]}),
+        ("ranges", {"noise": [0.0, 1.0, 2.0]}),
+        ("ranges", {"noise": [2.0, 1.0]}),
+        ("ranges", {"noise": [0.0, "1"]}),
+        ("ranges", {"noise": [0.0, float("inf")]}),
+        ("more", 1),
+    ],
+)
+def test_a_fingerprint_that_is_too_large_or_odd_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, ARRAYS, replace(CARD, fingerprint=KNOWN))
+
+    def change(envelope: dict[str, Any]) -> dict[str, Any]:
+        envelope["card"]["fingerprint"][field] = value
+        return envelope
+
+    _rewrite(path, change)
+    with pytest.raises(ModelError, match="the model's description is wrong at 'fingerprint"):
+        load_model(path)

@@ -71,6 +71,7 @@ class HeldTrainer(PullTrainer):
         entropy: Callable[[int], bytes],
         on_step: Callable[[int, int], None],
         should_stop: Callable[[], bool],
+        **more: Any,
     ) -> dict[str, NDArray[np.float32]]:
         with self.trace.open("a") as file:
             file.write(json.dumps([round_number, self.charged(round_number)]) + "\n")

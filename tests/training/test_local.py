@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from fedseg.errors import DataError, Interrupted, PlanError
+from fedseg.federation.schedule import scheduled_rate
 from fedseg.plan import StudyPlan
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.training import dpsgd
 from fedseg.training.compute import native_bf16, reproducible, training_cast
-from fedseg.training.local import LocalTrainer, round_seed, scheduled_rate
+from fedseg.training.local import LocalTrainer, round_seed
 from fedseg.training.losses import class_weights, subject_loss
 from fedseg.training.network import architecture, arrays, build_network, trained_names, trained_parameters
 
@@ -107,9 +108,32 @@ def test_without_privacy_seed_round_and_site_decide_every_bit(optimiser: str) ->
     assert not same(first, run(LocalTrainer(plan, "b", subjects(), architecture=CARD)))
 
 
+@pytest.mark.parametrize("training", [{"made_up": 0.9}, {"augment": "strong"}, {"made_up": 0.5, "augment": "strong"}])
+def test_a_subjects_private_loss_is_of_that_subject_alone(training: dict[str, Any]) -> None:
+    plan = make_plan(privacy=PRIVATE, steps=1, patches_per_subject=1, **training)
+    frame, others = subjects(), subjects()
+    others |= {"sub-1": frame["sub-2"], "sub-2": frame["sub-1"]}
+    losses = []
+    for data in (frame, others):
+        trainer = LocalTrainer(plan, "a", data, architecture=CARD, noise_multiplier=1.0)
+        trainer._model.load_state_dict(build_network("small", 3, 5).state_dict())
+        first, second, _ = trainer._private_losses(bytes)
+        losses.append([first().item() for _ in range(4)] + [second().item()])
+    assert losses[0][:4] == losses[1][:4]
+    assert losses[0][4] != losses[1][4]
+
+
+def test_made_up_images_are_trained_on_and_reproducible() -> None:
+    real, made = (
+        LocalTrainer(make_plan(steps=3, made_up=share), "a", subjects(), architecture=CARD) for share in (0, 0.9)
+    )
+    assert same(run(made), run(made))
+    assert not same(run(made), run(real))
+
+
 def test_training_lowers_the_loss() -> None:
     data = subjects(2)
-    plan = make_plan(steps=12, subjects_per_step=2, learning_rate=5e-3, augment=False)
+    plan = make_plan(steps=12, subjects_per_step=2, learning_rate=5e-3, augment="none")
     network = build_network("small", 3, 0)
     weights = arrays(network)
     update = run(LocalTrainer(plan, "a", data, architecture=CARD), weights=weights)

@@ -24,7 +24,10 @@ from fedseg.training.network import (
 )
 
 
-@pytest.mark.parametrize(("preset", "least", "most"), [("small", 280_000, 320_000), ("base", 4_700_000, 4_900_000)])
+@pytest.mark.parametrize(
+    ("preset", "least", "most"),
+    [("small", 280_000, 320_000), ("base", 4_700_000, 4_900_000), ("lean", 4_700_000, 4_900_000)],
+)
 def test_presets_have_the_size_they_promise(preset: str, least: int, most: int) -> None:
     assert least < sum(p.numel() for p in build_network(preset, 8, 0).parameters()) < most
 
@@ -120,6 +123,7 @@ def test_norms_are_every_group_norm_and_the_head(preset: str) -> None:
     [
         ("small", {"all": 302_525, "decoder": 62_461, "norms": 664, "head": 72}),
         ("base", {"all": 4_815_817, "decoder": 956_367, "norms": 2_520, "head": 72}),
+        ("lean", {"all": 4_809_128, "decoder": 949_678, "norms": 4_488, "head": 2_056}),
     ],
 )
 def test_how_many_numbers_train(preset: str, sizes: dict[str, int]) -> None:
@@ -194,7 +198,7 @@ def test_the_card_rebuilds_the_network(preset: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"preset": "huge"}, "unknown network preset 'huge' .*known: base, small"),
+        ({"preset": "huge"}, "unknown network preset 'huge' .*known: base, lean, small"),
         ({"classes": 1}, "a network of 1 classes"),
         ({"classes": 10**9}, "a network of 1000000000 classes"),
         ({"classes": True}, "doesn't name its network's preset and classes"),

@@ -78,7 +78,7 @@ def test_a_site_without_validation_subjects_has_no_score() -> None:
 
 
 def test_training_raises_the_score_and_a_ruined_model_loses_it() -> None:
-    taught = trainer(subjects(2), steps=30, subjects_per_step=2, learning_rate=1e-2, augment=False)
+    taught = trainer(subjects(2), steps=30, subjects_per_step=2, learning_rate=1e-2, augment="none")
     weights = {name: START[name] + change for name, change in run(taught, weights=START).items()}
     before, after = score(taught), score(taught, weights)
     ruined = score(taught, {name: np.full_like(value, 1e30) for name, value in weights.items()})

@@ -563,23 +563,27 @@ class Finished(_message.Message):
 
     HEAD_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    evaluation: _builtins.int
+    """The round of the newest evaluation of that model, whose sum can be downloaded; 0 where there is none."""
     @_builtins.property
     def head(self) -> Global___Head:
         """The final model, and how to get it."""
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedRound]:
-        """Every closed round, in order; at most 10,000."""
+        """Every closed round that trained, in order; at most 10,000."""
 
     def __init__(
         self,
         *,
         head: Global___Head | None = ...,
         history: _abc.Iterable[Global___ClosedRound] | None = ...,
+        evaluation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "history", b"history"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "head", b"head", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -208,7 +208,8 @@ class FederationServicer:
 
     def DownloadSum(self, request, context):
         """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
-        study, the sum of scores and the number of sites that scored.
+        study, the sum of scores and the number of sites that scored. Of an evaluation: its statistics and a count of sites
+        (secagg/statistics.py).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

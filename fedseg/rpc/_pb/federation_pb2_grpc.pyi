@@ -68,7 +68,8 @@ class FederationStub:
     """A model's weights: float32, little-endian."""
     DownloadSum: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadSumRequest, _federation_pb2.DownloadPart]
     """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
-    study, the sum of scores and the number of sites that scored.
+    study, the sum of scores and the number of sites that scored. Of an evaluation: its statistics and a count of sites
+    (secagg/statistics.py).
     """
     HoldModel: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HoldModelRequest, _federation_pb2.Ack]
     """Says that the site has stored the study's final model: it needs the server no more."""
@@ -106,7 +107,8 @@ class FederationAsyncStub(FederationStub):
     """A model's weights: float32, little-endian."""
     DownloadSum: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadSumRequest, _federation_pb2.DownloadPart]  # type: ignore[assignment]
     """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
-    study, the sum of scores and the number of sites that scored.
+    study, the sum of scores and the number of sites that scored. Of an evaluation: its statistics and a count of sites
+    (secagg/statistics.py).
     """
     HoldModel: _aio.UnaryUnaryMultiCallable[_federation_pb2.HoldModelRequest, _federation_pb2.Ack]  # type: ignore[assignment]
     """Says that the site has stored the study's final model: it needs the server no more."""
@@ -225,7 +227,8 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.DownloadPart], _abc.AsyncIterator[_federation_pb2.DownloadPart]]:
         """A closed round's ring sum: uint32, little-endian; after the model's numbers stand the total weight and, in a scored
-        study, the sum of scores and the number of sites that scored.
+        study, the sum of scores and the number of sites that scored. Of an evaluation: its statistics and a count of sites
+        (secagg/statistics.py).
         """
 
     @_abc_1.abstractmethod

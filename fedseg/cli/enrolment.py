@@ -1,0 +1,89 @@
+"""What a site gives at its first `join`: checked before the invite is used up, changed until the study is agreed to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedseg.runtime.site_folder import SiteFolder
+
+
+def amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None) -> None:
+    """Change what was given at the first `join`, as long as the study has not been agreed to.
+
+    Raises:
+        UsageError: if it has been.
+    """
+    from fedseg.runtime.hospital import Hospital
+
+    given = {"data": data, "labels": labels, "policy": policy, "ledger": ledger}
+    changed = [name for name, value in given.items() if value is not None]
+    if not changed:
+        return
+    if folder.manifest is not None:
+        hint = f"go on with: fedseg client join --state {folder.root}"
+        raise UsageError(f"--{changed[0]} cannot be changed once the study is agreed to", hint=hint)
+    member = folder.membership
+    scans = Path(member.data) if data is None else data.resolve()
+    hospital = Hospital(scans, Path.home())
+    folder.remember(
+        replace(
+            member,
+            data=str(scans),
+            labels=_labels(labels) or member.labels,
+            policy=member.policy if policy is None else _policy_text(policy),
+            ledger=str(hospital.ledger_folder(ledger) if ledger else hospital.kept_ledger(Path(member.ledger))),
+        )
+    )
+
+
+def _labels(given: str | None) -> str | None:
+    """What was given with --labels, checked; a file by its full path."""
+    from fedseg.imaging.bids import given_table
+
+    given_table(given)
+    return str(Path(given).resolve()) if given is not None and Path(given).is_file() else given
+
+
+def _policy_text(path: Path) -> str:
+    """A policy's text, checked."""
+    from fedseg.cli.files import load_policy, read_text
+
+    text = read_text(path, "policy")
+    load_policy(text, str(path))
+    return text
+
+
+def first_time(
+    folder: SiteFolder, text: str, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None
+) -> Callable[[], None]:
+    """Check everything that can be checked here; returns the enrolment itself, which uses the invite up."""
+    from fedseg.cli.files import require_folder
+    from fedseg.cli.screen import err
+    from fedseg.rpc.invites import Invite
+    from fedseg.runtime.hospital import Hospital
+
+    if data is None:
+        raise UsageError("--data is missing", hint="name this site's BIDS folder: --data BIDS_DIR")
+    invite = Invite.decode(text)
+    folder.refuse_other_study(invite)
+    require_folder(data, "folder")
+    agreed = None if policy is None else _policy_text(policy)
+    invite.require_unexpired(time.time())
+    place = Hospital(data, Path.home()).ledger_folder(ledger)
+    if place.is_relative_to(folder.root.resolve()):
+        hint = "one ledger serves all studies: name a folder that outlives this one"
+        raise UsageError("the ledger cannot lie in the state folder", where=str(place), hint=hint)
+    where, table = data.resolve(), _labels(labels)
+
+    def enrol() -> None:
+        folder.enrol(invite, data=where, labels=table, ledger=place, policy=agreed, now=time.time())
+        err.print(f"Enrolled as {invite.site}; this site's keys are in {folder.root / 'keys'}", markup=False)
+
+    return enrol
