@@ -237,7 +237,8 @@ def test_the_keys_of_the_policy_and_their_defaults() -> None:
     defaults = SitePolicy().model_dump()
     spelled = {True: "true", False: "false", None: "unset"}
     about = ("require_secure_aggregation", "allow_robust_rules", "allow_two_contributors", "allow_reused_models",
-             "allow_validation_scores", "allow_evaluation", "min_sites", "min_contributors", "min_collusion", "tasks")  # fmt: skip
+             "allow_validation_scores", "allow_evaluation", "min_sites", "min_contributors", "min_collusion",
+             "tasks")  # fmt: skip
     assert [row[0].strip("`") for row in found] == list(about)
     for key, default, _ in found:
         value = defaults[key.strip("`")]

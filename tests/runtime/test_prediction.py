@@ -118,11 +118,14 @@ def test_a_description_that_fedseg_would_not_write_is_refused(
 def test_n4_of_the_model_file_reaches_the_preparation(
     make_model: MakeModel, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[bool] = []
     real = Segmenter.prepare.__globals__["prepare"]
-    monkeypatch.setattr(
-        "fedseg.runtime.prediction.prepare", lambda *a, n4, **k: asked.append(n4) or real(*a, n4=False, **k)
-    )
+
+    def noting(*given: Any, n4: bool, **more: Any) -> Any:
+        asked.append(n4)
+        return real(*given, n4=False, **more)
+
+    monkeypatch.setattr("fedseg.runtime.prediction.prepare", noting)
     for normalisation in ({}, {"n4": True}):
         Segmenter([make_model(0, normalisation=normalisation)]).prepare(read_image(scan))
     assert asked == [False, True]

@@ -58,6 +58,12 @@ class Disk:
         self._write()
         self.vectors[session] = vector.copy()
 
+    def scored(self, model: str) -> str | None:
+        return None
+
+    def save_scored(self, model: str, digest: str) -> None:
+        raise AssertionError("no session here is an evaluation")
+
     def entries(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
         return tuple(self.log)
 
