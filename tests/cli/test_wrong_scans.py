@@ -168,8 +168,10 @@ def test_two_subjects_with_one_id(
     root = make_bids(1)
     save(root / "sub-A1/anat/sub-A1_T2w.nii.gz", tiny_head(seed=5)[0])
     save(root / "sub-a1/anat/sub-a1_T2w.nii.gz", tiny_head(seed=6)[0])
-    answer = fedseg("data", "check", root, "--plan", plan_file)
-    answer.says(1, "two subjects with one id: 'A1' and 'a1'", str(root), "rename one")
+    answer = fedseg("data", "check", root, "--plan", plan_file, "--json")
+    found = {each["what"]: each for each in json.loads(answer.out)["findings"]}
+    twice = found["two subjects with one id: 'A1' and 'a1'"]
+    assert (answer.code, twice["severity"], twice["file"], twice["hint"]) == (1, "error", str(root), "rename one")
 
 
 def test_predict_goes_on_after_a_bad_scan_and_says_which(

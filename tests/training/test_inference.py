@@ -26,6 +26,7 @@ from fedseg.training.inference import (
 )
 from fedseg.training.memory import MARGIN, available_bytes, predicted_bytes
 from fedseg.training.network import PRESETS, SegmentationNet, architecture, arrays, build_network
+from fedseg.training.windows import SIGMA
 
 PATCH = (16, 16, 16)
 MODEL = load_segmenter(arrays(build_network("small", 3, 1)), architecture("small", 3))
@@ -45,8 +46,8 @@ def seen_by(predictor: Predictor, image: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def monai(image: np.ndarray) -> np.ndarray:
-    # MONAI would cut the weights off at 1e-3, which most of a window lies below.
-    bell = torch.exp(-0.5 * ((torch.arange(16) - 7.5) / 2) ** 2)
+    # With our weights: MONAI's bell has half the width and is cut off at 1e-3.
+    bell = torch.exp(-0.5 * ((torch.arange(16) - 7.5) / (16 * SIGMA)) ** 2)
     weights = bell[:, None, None] * bell[:, None] * bell
     with torch.no_grad():
         batch = torch.from_numpy(image)[None, None]

@@ -44,4 +44,4 @@ def test_windows_reach_from_end_to_end_and_overlap(of: Windows) -> None:
 def test_a_windows_middle_weighs_most() -> None:
     shape: Shape = (24, 8, 8)
     (_, (first, _, _)), _ = list(Windows(shape, (16, 8, 8)).blended())
-    assert first[0] == 1 and np.all(np.diff(first[8:]) < 0) and first[15] < 0.01
+    assert first[0] == 1 and np.all(np.diff(first[8:]) < 0) and first[15] < 0.2
