@@ -73,8 +73,11 @@ def _train(folder: SiteFolder, manifest: Manifest, dataset: Dataset, out: Path, 
     from fedseg.cli.screen import Screen, stopping
     from fedseg.runtime.alone import first_weights, write_baseline
     from fedseg.runtime.preparation import prepare_training
+    from fedseg.store.files import storage_errors
 
     first = first_weights(manifest, init)
+    with storage_errors(out):
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with stopping() as stop, Screen(None) as screen:
         subjects = prepare_training(
             dataset, manifest.plan, folder.cache, lambda done, of: screen.bar("preparing scans", done, of)

@@ -162,7 +162,8 @@ def _next(result: Checked) -> str:
     if result.errors:
         return "Next: mend what is wrong, or leave those scans out, and check again; --json lists every file"
     if result.picture is None and result.of("warning"):
-        return f"Next: look at the scans: fedseg data check {data} --picture sheet.html"
+        about = f"--task {result.task}" if result.plan is None else f"--plan {quote(str(result.plan))}"
+        return f"Next: look at the scans: fedseg data check {data} {about} --picture sheet.html"
     return f"Next: fedseg client join INVITE --data {data} --state STATE"
 
 

@@ -128,8 +128,8 @@ def _table(segmenter: Segmenter, batch: Batch) -> Table:
 
 
 def _flagged(each: Predicted) -> str:
-    """How many errors and warnings; notes are in the JSON."""
-    counts = [(word, sum(flag.severity == word for flag in each.flags)) for word in ("error", "warning")]
+    """How many of each severity; what they say stands below, and of notes in the JSON."""
+    counts = [(word, sum(flag.severity == word for flag in each.flags)) for word in ("error", "warning", "note")]
     return ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for word, count in counts if count) or "none"
 
 

@@ -29,7 +29,7 @@ from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
 from fedseg.runtime.roster_words import parse_fingerprint
 from fedseg.runtime.session import encoding_of, evaluation_code
-from fedseg.runtime.versions import MANIFEST, MODEL, all_versions, replace_plan
+from fedseg.runtime.versions import MANIFEST, MEMBERSHIP, MODEL, all_versions, replace_plan
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE
 from fedseg.store import secrets
@@ -112,7 +112,7 @@ class SiteFolder:
     @property
     def enrolled(self) -> bool:
         """Whether this folder holds a membership."""
-        return (self.root / "site.json").is_file()
+        return (self.root / MEMBERSHIP).is_file()
 
     @classmethod
     def open(cls, root: Path) -> SiteFolder:
@@ -173,7 +173,7 @@ class SiteFolder:
 
     def remember(self, member: Membership) -> None:
         """Write down who this site is and where its scans are."""
-        write_atomic(self.root / "site.json", json.dumps(asdict(member), indent=1).encode())
+        write_atomic(self.root / MEMBERSHIP, json.dumps(asdict(member), indent=1).encode())
 
     @property
     def membership(self) -> Membership:
@@ -183,9 +183,9 @@ class SiteFolder:
             StorageError: if the file is damaged.
         """
         try:
-            return Membership(**json.loads(self._read("site.json")))
+            return Membership(**json.loads(self._read(MEMBERSHIP)))
         except (ValueError, TypeError):
-            raise StorageError("the site's state is damaged", where=str(self.root / "site.json")) from None
+            raise StorageError("the site's state is damaged", where=str(self.root / MEMBERSHIP)) from None
 
     def connect(self, manifest: Manifest | None = None) -> RemoteStudy:
         """A connection to the study's server; models and sums come over it only where the manifest says their sizes."""

@@ -28,7 +28,15 @@ from fedseg.runtime.archive import RingVector
 from fedseg.runtime.extension import extend
 from fedseg.runtime.resolution import FirstModel, resolve
 from fedseg.runtime.session import roster_of
-from fedseg.runtime.versions import MANIFEST, MODEL, all_versions, earlier_versions, read_manifest, replace_plan
+from fedseg.runtime.versions import (
+    MANIFEST,
+    MEMBERSHIP,
+    MODEL,
+    all_versions,
+    earlier_versions,
+    read_manifest,
+    replace_plan,
+)
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE, check_signing_key, public_half
 from fedseg.store.audit_log import LOG, AuditLog
@@ -128,6 +136,12 @@ class StudyFolder:
         if not root.is_dir():
             raise UsageError(
                 "there is no such folder", where=str(root), hint="make one: fedseg study create DIR --plan PLAN"
+            )
+        if (root / MEMBERSHIP).is_file():
+            raise UsageError(
+                "this is the folder of a site, not the coordinator's of the study",
+                where=str(root),
+                hint="name the folder that fedseg study create made, at the coordinator's",
             )
         if not (root / MANIFEST).is_file():
             raise UsageError(

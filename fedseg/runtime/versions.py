@@ -11,7 +11,7 @@ from pathlib import Path
 from fedseg.plan import Manifest
 from fedseg.store.files import fsync_folder, storage_errors, write_atomic
 
-MANIFEST, MODEL = "manifest.json", "model.safetensors"
+MANIFEST, MEMBERSHIP, MODEL = "manifest.json", "site.json", "model.safetensors"
 
 
 def read_manifest(path: Path) -> Manifest:

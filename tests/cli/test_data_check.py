@@ -20,7 +20,7 @@ def test_without_a_plan_the_task_is_tissues(fedseg: Command, make_bids: Make) ->
     answer = fedseg("data", "check", root)
     assert answer.code == 0
     assert "These scans would do for the task feta (2 train, 0 validation, 0 test subjects" in answer.out
-    assert f"Next: look at the scans: fedseg data check {root} --picture sheet.html" in answer.out
+    assert f"Next: look at the scans: fedseg data check {root} --task feta --picture sheet.html" in answer.out
 
 
 def test_the_task_can_be_named(fedseg: Command, make_bids: Make, plan_file: Path) -> None:

@@ -137,6 +137,13 @@ def test_without_an_evaluation_it_says_how_to_get_one(fedseg: Command, study: St
     fedseg("server", "start", study.root, "--evaluate").says(2, "the study's newest model is evaluated already")
 
 
+def test_a_sites_folder_is_told_from_the_studys_and_left_alone(fedseg: Command, tmp_path: Path) -> None:
+    (tmp_path / "site.json").write_text("{}")
+    answer = fedseg("evaluate", "--federated", tmp_path)
+    answer.says(2, "this is the folder of a site", str(tmp_path), "fedseg study create")
+    assert [path.name for path in tmp_path.iterdir()] == ["site.json"]
+
+
 def test_a_study_can_be_extended_by_an_evaluation_alone(fedseg: Command, tmp_path: Path) -> None:
     off = folder(tmp_path / "off", TEXT.replace("federated: true", "federated: false"))
     fedseg("study", "extend", off.root, "--rounds", "0").says(1, "an extension by no round changes nothing")
