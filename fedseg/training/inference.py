@@ -95,7 +95,7 @@ class Predictor:
     or in one pass where that is asked for, cheaper, and fits into the memory that is free. One pass is faster and
     worse: GroupNorm's statistics are those of the field of view, and the network knows those of a patch. On ten
     kept-back atlases (1.2 mm, patches of 64 x 80 x 64, volumes up to 1.4 times as long) it took 0.73 of the time; mean
-    Dice fell by .004 (mean of four models; up to .03 for one scan) with the statistics of two windows at opposite
+    Dice fell by .005 (mean of three models; up to .03 for one scan) with the statistics of two windows at opposite
     corners, by .035 (one model) with its own.
 
     Args:

@@ -14,10 +14,18 @@ Shape = tuple[int, int, int]
 Corner = tuple[int, int, int]
 
 OVERLAP = 0.25
-"""Half gives the same windows on volumes of up to one and a half patches, and no better ones beyond."""
+"""Half is the same on volumes of up to one and a half patches. Beyond, it takes 1.7 times as many windows.
+
+Mean Dice on ten kept-back atlases of up to 1.9 patches of 48 x 64 x 48 by a model of larger ones: .827, with half .835.
+"""
 
 SIGMA = 0.25
-"""Of a patch's side, as in nnU-Net and MONAI."""
+"""Of a patch's side. nnU-Net's and MONAI's 0.125 lets one window decide nearly alone where several see a voxel.
+
+Mean Dice with 0.25 and 0.125 on the kept-back atlases that need several windows: .879 and .877, .871 and .868, .868
+and .865 by three models in patches of training (1.2 mm, 64 x 80 x 64); .827 and .821 in smaller ones, where equal
+weights make .800.
+"""
 
 
 @dataclass(frozen=True)
