@@ -3,6 +3,9 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 DEMO_OUT ?= demo-out
+# Test processes side by side, one thread each: two of them with two threads each would wait for each other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOS := protos/fedseg/v1/federation.proto
@@ -26,10 +29,11 @@ demo: $(STAMP) ## run a whole study on made-up brains, three sites on this machi
 	$(BIN)/fedseg demo --out $(DEMO_OUT)
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal
 
-test-slow: $(STAMP) ## run the tests that take long
-	$(BIN)/python -m pytest -m slow
+test-slow: $(STAMP) ## run the tests that take long, and look for further examples that fail
+	$(PYTEST) -m slow
+	$(PYTEST) -m "hypothesis and not slow" --hypothesis-profile fresh -n $(WORKERS) --dist worksteal
 
 check: $(STAMP) ## format, lint, types, import layers, generated code up to date
 	$(BIN)/ruff format --check $(SOURCES)

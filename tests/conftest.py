@@ -9,7 +9,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
+
+# What runs on every change gives the same answer twice, however busy the machine is; `make test-slow` searches further.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("fresh", deadline=None, max_examples=1000)
+settings.load_profile("same")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -31,7 +31,7 @@ def correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> floa
     return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_every_image_is_finite_normalised_and_fits_its_labels(brain: NDArray[np.uint8], seed: int) -> None:
     image, labels = generate(brain, SPACING_MM, draw_recipe(np.random.default_rng(seed)))
@@ -41,7 +41,7 @@ def test_every_image_is_finite_normalised_and_fits_its_labels(brain: NDArray[np.
     assert abs(float(image[labels > 0].mean())) < 3.5 and float(image.std()) > 0.3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_every_tissue_survives_the_deformation(brain: NDArray[np.uint8], seed: int) -> None:
     recipe = draw_recipe(np.random.default_rng(seed))

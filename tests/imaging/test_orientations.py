@@ -55,7 +55,7 @@ def oblique(angles: tuple[float, float, float], spacing: tuple[float, float, flo
     return Volume(data, affine, exact, "s", data.shape, 0, 1, "float32")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     angles=st.tuples(*[st.floats(-180, 180)] * 3),
     spacing=st.tuples(*[st.floats(1.2, 2.0)] * 3),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,6 @@ def _finite(value: float) -> Any:
     return pytest.approx(value) if math.isfinite(value) else None
 
 
-@settings(deadline=None)  # a busy machine; the first example also makes the tables
 @given(LABELS, LABELS)
 def test_scores_are_those_of_each_mask_and_json_has_them_all(pred: Any, ref: Any) -> None:
     found = score(pred, ref, SPACING, TISSUES, subject="sub-1")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -227,7 +227,6 @@ def test_the_curve_of_skellam_noise_lies_above_the_gaussians() -> None:
     assert skellam[0] < 1.0
 
 
-@settings(deadline=None)
 @given(false=st.lists(st.floats(0, 1), min_size=1, max_size=20), event=st.sampled_from([POOLED, Event(0.8, 0.2, 50)]))
 def test_the_curve_is_one_of_a_guesser(false: list[float], event: Event) -> None:
     true = attacker_curve([event], sorted(false))

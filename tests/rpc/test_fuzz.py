@@ -140,13 +140,13 @@ def test_what_is_damaged_below_was_whole() -> None:
 
 
 @given(st.sampled_from(SAID).flatmap(lambda said: st.tuples(st.just(said[0]), damaged(said[1]))))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_a_damaged_message_is_read_or_refused(said: tuple[Decode, bytes]) -> None:
     read_or_refused(*said)
 
 
 @given(st.sampled_from(SAID), st.binary(max_size=400))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_are_read_or_refused(said: tuple[Decode, bytes], data: bytes) -> None:
     read_or_refused(said[0], data)
 
@@ -185,7 +185,7 @@ def messages(kind: Descriptor) -> st.SearchStrategy[Message]:
 
 
 @given(messages(pb.PollReply.DESCRIPTOR))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 def test_a_reply_with_any_values_is_read_or_refused(reply: Message) -> None:
     read_or_refused(instruction, reply.SerializeToString())
 
@@ -193,7 +193,6 @@ def test_a_reply_with_any_values_is_read_or_refused(reply: Message) -> None:
 @given(
     messages(pb.GetRosterReply.DESCRIPTOR), messages(pb.UploadHeader.DESCRIPTOR), messages(pb.DownloadHeader.DESCRIPTOR)
 )
-@settings(deadline=None)
 def test_headers_with_any_values_are_read_or_refused(reply: Message, upload: Message, download: Message) -> None:
     read_or_refused(of(pb.GetRosterReply, codec.decode_enrolled), reply.SerializeToString())
     read_or_refused(of(pb.UploadHeader, lambda it: codec.decode_upload(it, SITE)), upload.SerializeToString())
@@ -250,7 +249,7 @@ def requests(name: str) -> st.SearchStrategy[bytes]:
         lambda name: st.tuples(st.just(name), st.lists(requests(name), min_size=1, max_size=3))
     )
 )
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_service_foresees_any_request(wire: Wire, said: tuple[str, list[bytes]]) -> None:
     name, sent = said
     if not FEDERATION.methods_by_name[name].client_streaming:
@@ -297,7 +296,7 @@ def asked(remote: RemoteStudy) -> dict[str, Callable[[], object]]:
 
 
 @given(st.data())
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_site_foresees_any_answer(lied_to: tuple[Liar, RemoteStudy], data: st.DataObject) -> None:
     liar, remote = lied_to
     name, ask = data.draw(st.sampled_from(sorted(asked(remote).items(), key=lambda item: item[0])))

@@ -487,7 +487,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 50), field=st.integers(0, 8), value=JSON)
 def test_no_signed_record_makes_the_audit_fail(
     tmp_path_factory: pytest.TempPathFactory, place: int, field: int, value: Any

@@ -63,7 +63,7 @@ def test_the_tail_is_the_weight_and_in_a_scored_study_the_score_and_whether_ther
     assert scored.encode(update, 2, SEED, 0.0).vector.tolist()[3:] == [0, scored.score_scale]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_mean_comes_back(data: st.DataObject) -> None:
     sites, dimension = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 20))

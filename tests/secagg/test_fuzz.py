@@ -72,9 +72,7 @@ def test_anything_is_read_or_refused(name: str) -> None:
     target = TARGETS[name]
     samples = target.corpus()
 
-    @settings(
-        max_examples=examples(target), derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
+    @settings(max_examples=examples(target), derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(spoiled(samples) | st.binary(max_size=300))
     def run(data: bytes) -> None:
         target.check(data)

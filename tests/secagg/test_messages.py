@@ -80,7 +80,7 @@ def test_leftovers_and_cuts_are_refused_at_every_byte(message: Any) -> None:
             type(message).from_bytes(data[:end])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_a_changed_message_is_refused_or_says_exactly_what_it_reads(message: Any, data: st.DataObject) -> None:
     changed = bytearray(message.to_bytes())
@@ -93,7 +93,7 @@ def test_a_changed_message_is_refused_or_says_exactly_what_it_reads(message: Any
     assert decoded.to_bytes() == bytes(changed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(DECODERS), st.sampled_from(EXAMPLES), st.binary(max_size=300))
 def test_decoders_are_total(decode: Decoder, message: Any, noise: bytes) -> None:
     tag = message.to_bytes()[:28]

@@ -28,7 +28,7 @@ def test_the_modulus_is_prime() -> None:
         assert powers[0] == 1 or PRIME - 1 in powers
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(min_size=32, max_size=32), st.integers(2, 12), st.data())
 def test_any_t_shares_in_any_order_give_the_secret_back(secret: bytes, t: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(t, 15))
@@ -62,7 +62,7 @@ def test_a_polynomial_by_hand(secret: int, coefficients: tuple[int, ...], values
     assert all(combine(chosen, t) == data for chosen in combinations(shares, t))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.binary(min_size=32, max_size=32), st.integers(2, 8), st.data())
 def test_shares_are_those_of_another_implementation(secret: bytes, t: int, data: st.DataObject) -> None:
     drawn = [data.draw(st.binary(min_size=48, max_size=48)) for _ in range(t - 1)]

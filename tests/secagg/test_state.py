@@ -124,7 +124,7 @@ def test_cuts_and_leftovers_are_refused_at_every_byte(name: str) -> None:
         load(data + b"\0", identity("amiens", FIVE))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(STATES)), st.data())
 def test_a_changed_record_is_refused_or_read_as_some_state_of_this_site(name: str, data: st.DataObject) -> None:
     record = bytearray(dump(STATES[name]))
@@ -139,7 +139,7 @@ def test_a_changed_record_is_refused_or_read_as_some_state_of_this_site(name: st
     assert dump(load(dump(state), identity("amiens", FIVE))) == dump(state)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(STATES)), st.binary(max_size=200))
 def test_noise_is_refused(name: str, noise: bytes) -> None:
     tag = dump(STATES[name])[: 23 + 2 + len(name)]

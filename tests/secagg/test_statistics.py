@@ -35,10 +35,10 @@ def test_counts_come_back_exactly(sites: list[list[int]]) -> None:
     assert CODE.decode(total, len(sites)).tolist() == np.sum(sites, axis=0).tolist()
 
 
-@given(st.integers(0, 4), st.integers(1, 2**32 - 1), st.integers(1, 3))
-def test_what_a_left_over_mask_does_shows_itself_in_the_tail(place: int, mask: int, many: int) -> None:
+@given(st.integers(1, 2**32 - 1), st.integers(1, 3))
+def test_what_a_left_over_mask_does_shows_itself_in_the_tail(mask: int, many: int) -> None:
     total = ring_sum([CODE.encode([1.0, 2.0, 3.0, 4.0])] * many)
-    total[-1] += np.uint32(mask)
+    total[-1:] += np.uint32(mask)  # of an array, where numpy wraps without a warning
     with pytest.raises(ProtocolError, match=f"the sum is not that of {many} contributors: masks did not cancel"):
         CODE.decode(total, many)
 

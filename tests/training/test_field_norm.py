@@ -25,7 +25,7 @@ def volume(*shape: int, seed: int = 0) -> torch.Tensor:
     return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     groups=st.sampled_from([1, 2, 8]),
     times=st.integers(1, 5),

@@ -56,7 +56,7 @@ def monai(image: np.ndarray) -> np.ndarray:
         return torch.softmax(logits[0], dim=0).numpy()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(shape=st.tuples(sides, sides, sides), one_pass=st.booleans())
 def test_probabilities_lie_on_the_image_grid_and_sum_to_one(shape: tuple[int, int, int], one_pass: bool) -> None:
     result = Predictor(MODEL, PATCH, one_pass=one_pass)(noise(shape))

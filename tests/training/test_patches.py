@@ -29,7 +29,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(sides, sides, sides),
     seed=st.integers(0, 1000),
@@ -45,7 +45,7 @@ def test_every_patch_has_the_size_asked_for_and_only_known_labels(
     assert labels.max() <= 3 and np.isfinite(image).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.tuples(sides, sides, sides), seed=st.integers(0, 1000))
 def test_without_variation_a_patch_is_the_volume_and_its_padding(shape: tuple[int, int, int], seed: int) -> None:
     source = volume(shape)

@@ -72,7 +72,7 @@ GRADIENTS = hnp.arrays(np.float32, st.integers(1, 40), elements=FINITE | st.floa
 
 
 @given(GRADIENTS, st.floats(1e-3, 1e3), st.integers(0, 22))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_one_subject_moves_the_sum_by_at_most_the_sensitivity(
     gradient: NDArray[np.float32], bound: float, power: int
 ) -> None:

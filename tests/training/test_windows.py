@@ -18,7 +18,7 @@ def windows(draw: st.DrawFn) -> Windows:
     return Windows((x, y, z), patch)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(of=windows())
 def test_weights_sum_to_one_at_every_voxel(of: Windows) -> None:
     total = np.zeros(of.shape)
@@ -30,7 +30,7 @@ def test_weights_sum_to_one_at_every_voxel(of: Windows) -> None:
     np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(of=windows())
 def test_windows_reach_from_end_to_end_and_overlap(of: Windows) -> None:
     for axis in range(3):
