@@ -46,7 +46,8 @@ from fedseg.imaging.transforms import Prepared
 from fedseg.labels import scheme
 from fedseg.metrics.scores import SubjectScores
 from fedseg.metrics.summary import summarise
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime import events
 from fedseg.runtime.alone import own_manifest, train_alone
 from fedseg.runtime.model_file import write_model

@@ -36,7 +36,8 @@ from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
 from fedseg.imaging.transforms import Prepared
 from fedseg.labels import FETA
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.local_round import LocalRounds
 from fedseg.runtime.preparation import first_model, layout_of, make_trainer
 from fedseg.runtime.resolution import resolve

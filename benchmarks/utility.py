@@ -45,7 +45,8 @@ from fedseg.imaging.cache import PreparedCache, prepare_case
 from fedseg.imaging.synthesis import synthesize
 from fedseg.imaging.transforms import Prepared
 from fedseg.labels import FETA
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.runtime.preparation import first_model, layout_of
 from fedseg.runtime.pretraining import Limit, Sources, pretrain

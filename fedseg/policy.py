@@ -13,7 +13,9 @@ from pydantic import Field
 from fedseg import document
 from fedseg.document import Document, Section
 from fedseg.errors import PolicyError
-from fedseg.plan import Aggregation, Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.sections import Aggregation
+from fedseg.plan.study import StudyPlan
 
 DEFAULT_NAME = "the default policy"
 

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import PlanError
-from fedseg.plan import Init, Manifest, Parent, Rule, StudyPlan, most_liars, parse_plan
+from fedseg.plan.combinations import most_liars
+from fedseg.plan.manifest import Init, Manifest, Parent
+from fedseg.plan.sections import Rule
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime.session import check_aggregation
 from tests.runtime import toy
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fedseg.errors import PlanError
-from fedseg.plan import STRATEGY_DEFAULTS, Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.sections import STRATEGY_DEFAULTS
+from fedseg.plan.study import StudyPlan, parse_plan
 from tests.runtime import toy
 
 OFF = "{mode: 'off'}"

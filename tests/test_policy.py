@@ -7,7 +7,8 @@ import pytest
 from fedseg import policy as site_policy
 from fedseg.document import Document
 from fedseg.errors import PolicyError
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.policy import SitePolicy, default_policy, parse_policy
 from fedseg.runtime.session import thresholds_of
 from fedseg.secagg.thresholds import Thresholds

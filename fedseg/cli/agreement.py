@@ -10,7 +10,7 @@ from fedseg.errors import LinkError, PlanError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.privacy.events import RoundCharge
     from fedseg.runtime.site_folder import Membership, SiteFolder
 
@@ -26,7 +26,7 @@ def agree(folder: SiteFolder, member: Membership) -> list[Manifest]:
         PlanError: It is another plan, or contradicts itself or this site's own ledger and log.
         PolicyError: The policy does not allow it.
     """
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.runtime.extension import following
     from fedseg.runtime.resolution import check_manifest
 
@@ -52,7 +52,7 @@ def goes_on(folder: SiteFolder) -> bool:
     """
     from fedseg.cli.screen import err
     from fedseg.federation.exchange import Finished, Paused
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
 
     agreed = folder.manifest
     try:

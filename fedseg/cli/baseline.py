@@ -13,7 +13,7 @@ from fedseg.errors import UsageError
 
 if TYPE_CHECKING:
     from fedseg.imaging.bids import Dataset
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.runtime.site_folder import SiteFolder
 
 

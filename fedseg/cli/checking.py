@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedseg.imaging.bids import Dataset
     from fedseg.imaging.quality.finding import Finding
     from fedseg.imaging.quality.scan import Scan
-    from fedseg.plan import Image
+    from fedseg.plan.sections import Image
     from fedseg.report.contact_sheet import ContactSheet
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -85,7 +85,7 @@ def checked(
 def _task(plan: Path | None, task: str | None) -> tuple[str, Image]:
     """The task's name, and how scans are brought to the network: the plan's, else what plans have by default."""
     from fedseg.cli.files import load_plan
-    from fedseg.plan import Image
+    from fedseg.plan.sections import Image
 
     if plan is None:
         return task or "feta", Image()

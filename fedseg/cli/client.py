@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fedseg.cli.screen import Screen
     from fedseg.imaging.bids import Dataset
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.policy import SitePolicy
     from fedseg.privacy.identity import Subject
     from fedseg.runtime.charging import StudyCharger

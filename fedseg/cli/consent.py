@@ -12,7 +12,7 @@ from fedseg.errors import Interrupted, PolicyError, UsageError
 
 if TYPE_CHECKING:
     from fedseg.imaging.bids import Dataset
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.runtime.site_folder import Membership
 
 

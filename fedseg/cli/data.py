@@ -13,7 +13,7 @@ from fedseg.errors import EXIT_FAILED, DataError
 
 if TYPE_CHECKING:
     from fedseg.imaging.bids import Dataset
-    from fedseg.plan import StudyPlan
+    from fedseg.plan.study import StudyPlan
 
 app = typer.Typer(help="Make scans up, or check those of a site.", no_args_is_help=True)
 

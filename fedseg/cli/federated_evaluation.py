@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fedseg.plan import Manifest
+    from fedseg.plan.manifest import Manifest
     from fedseg.runtime.evaluations import Evaluation
     from fedseg.runtime.study import StudyFolder
 

@@ -9,7 +9,7 @@ from fedseg.errors import FedsegError, UsageError
 
 if TYPE_CHECKING:
     from fedseg.document import Document
-    from fedseg.plan import StudyPlan
+    from fedseg.plan.study import StudyPlan
     from fedseg.policy import SitePolicy
 
 
@@ -29,7 +29,7 @@ def read_text(path: Path, what: str) -> str:
 
 def load_plan(path: Path) -> Document[StudyPlan]:
     """A plan from a YAML file."""
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
 
     return parse_plan(read_text(path, "plan"), str(path))
 

@@ -12,7 +12,7 @@ import typer
 from fedseg.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from fedseg.plan import StudyPlan
+    from fedseg.plan.study import StudyPlan
     from fedseg.runtime.pretraining import Limit, Pretrained, Sources
 
 MINUTES = 5.0
@@ -68,7 +68,7 @@ def pretrain(
 def _plan(path: Path | None) -> StudyPlan:
     """The plan named, or one that leaves everything about network and image to the defaults."""
     from fedseg.cli.files import load_plan
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
 
     return (parse_plan(_USUAL_PLAN, "the usual plan") if path is None else load_plan(path)).content
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedseg.document import Document
-    from fedseg.plan import StudyPlan
+    from fedseg.plan.study import StudyPlan
     from fedseg.privacy.planning import Scenario
 
 LAYERS = ("all", "decoder", "head", "norms")
@@ -112,7 +112,7 @@ def _of_options(given: Mapping[str, Any]) -> Facts:
             f"without a plan, {', '.join(missing)} must be given",
             hint="or name a plan: fedseg privacy-plan sample_configs/atlas-private.yaml",
         )
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
 
     try:
         return gather(parse_plan(json.dumps(_described(given)), "the options"))
@@ -217,7 +217,7 @@ def _parameters(plan: StudyPlan) -> dict[str, int]:
 
 def _alternatives(scenario: Scenario, parameters: Mapping[str, int]) -> list[Facts]:
     """A row for each choice of layers and each mode that these sites could have."""
-    from fedseg.plan import RATES
+    from fedseg.plan.sections import RATES
     from fedseg.privacy.planning import forecast
 
     rows = []

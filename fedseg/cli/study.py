@@ -13,7 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from fedseg.federation.exchange import Enrolled
-    from fedseg.plan import Manifest, StudyPlan
+    from fedseg.plan.manifest import Manifest
+    from fedseg.plan.study import StudyPlan
     from fedseg.runtime.resolution import FirstModel
     from fedseg.store.checkpoints import ModelCard
 
@@ -75,7 +76,7 @@ def _initial(plan: StudyPlan, init: Path | None) -> FirstModel:
     """What round 1 starts from: the plan's seed, or a model file."""
     from fedseg.errors import ModelError
     from fedseg.federation.vector import Layout
-    from fedseg.plan import Init
+    from fedseg.plan.manifest import Init
     from fedseg.runtime.preparation import first_model
     from fedseg.store.checkpoints import load_model
 

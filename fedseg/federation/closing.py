@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedseg.federation.exchange import Best
 from fedseg.federation.robust import stretch
 from fedseg.federation.rollback import judge
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.secagg.encoding import Mean
 from fedseg.secagg.session import Code
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.federation.schedule import path_length
-from fedseg.plan import Strategy, StudyPlan
+from fedseg.plan.sections import Strategy
+from fedseg.plan.study import StudyPlan
 
 Exact = NDArray[np.float64]
 Moments = tuple[Exact, ...]

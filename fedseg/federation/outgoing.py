@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 
 Classification = Literal["accounted", "declared", "nothing personal"]
 

@@ -17,7 +17,7 @@ from fedseg.errors import ProtocolError
 from fedseg.federation.schedule import path_length
 from fedseg.federation.strategy import State, Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 
 
 class Kept(NamedTuple):

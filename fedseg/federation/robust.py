@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import ProtocolError
-from fedseg.plan import most_liars
+from fedseg.plan.combinations import most_liars
 
 RingVector = NDArray[np.uint32]
 RobustRule = Literal["median", "trimmed_mean", "multi_krum"]

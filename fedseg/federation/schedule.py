@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 
 FINAL_RATE = 0.01
 

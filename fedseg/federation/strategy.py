@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fedseg.federation.optimisers import Average, Exact, Moments, Optimiser, optimiser_of
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan
 
 State = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from fedseg.imaging import resampling
 from fedseg.labels import BRAIN_MASK, LabelScheme
-from fedseg.plan import Printable
+from fedseg.plan.sections import Printable
 
 MARGIN = 0.2
 """How far beyond the range counts, in widths of the range.

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedseg.errors import LinkError, ProtocolError, UsageError
-from fedseg.plan import SITE_NAME
+from fedseg.plan.sections import SITE_NAME
 from fedseg.rpc.pki import (
     CA_EXTENSIONS,
     CLIENT_EXTENSIONS,

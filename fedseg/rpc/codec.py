@@ -35,7 +35,7 @@ from fedseg.federation.exchange import (
     Wait,
     WithdrawReason,
 )
-from fedseg.plan import MAX_SITES, SITE_NAME
+from fedseg.plan.sections import MAX_SITES, SITE_NAME
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.secagg.messages import Advertisement, MaskedInput, SessionHeader
 from fedseg.secagg.sealing import ENVELOPE_SIZE

@@ -25,7 +25,8 @@ from fedseg.errors import Interrupted, ModelError, PlanError, StorageError, Usag
 from fedseg.federation.strategy import State, Strategy
 from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.imaging.transforms import Prepared
-from fedseg.plan import MAX_STEPS, Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import MAX_STEPS, StudyPlan
 from fedseg.runtime.model_file import History, write_model, write_own
 from fedseg.runtime.ports import OnStep, ShouldStop
 from fedseg.runtime.preparation import (

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from fedseg.document import Section
 from fedseg.errors import DataError, UsageError
-from fedseg.plan import Digest, Manifest
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.sections import Digest
 from fedseg.report.audit_facts import Audit, Inversion, Probe
 from fedseg.runtime.session import noise_share
 from fedseg.store.files import storage_errors

@@ -10,7 +10,7 @@ from fedseg.errors import DataError, LedgerError
 from fedseg.federation.exchange import LedgerClaim
 from fedseg.imaging.bids import Case, Dataset
 from fedseg.imaging.content import voxel_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.events import RoundCharge
 from fedseg.privacy.identity import Subject

@@ -42,7 +42,7 @@ from fedseg.federation.exchange import (
 )
 from fedseg.federation.round import Attendance, Event, Phase, decide
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import Archive
 from fedseg.runtime.attempt import ATTEMPTS, Attempt

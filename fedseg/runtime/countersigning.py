@@ -19,7 +19,7 @@ from typing import Any
 
 from fedseg.errors import LedgerError, ProtocolError
 from fedseg.federation.exchange import COUNTERSIGN, SERVER, Countersigned, LedgerClaim, Link
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.archive import Archive
 from fedseg.runtime.evidence import append_once, countersigned_entry
 from fedseg.runtime.ports import Charger, Evidence

@@ -12,7 +12,7 @@ from fedseg.errors import UsageError
 from fedseg.federation.evaluation import MOST_EVALUATIONS, Aggregate, aggregate_of
 from fedseg.federation.exchange import CLOSE, SERVER, Published
 from fedseg.labels import scheme
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.attempt import ATTEMPTS
 from fedseg.runtime.session import evaluation_code
 from fedseg.secagg.signing import verify

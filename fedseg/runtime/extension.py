@@ -17,7 +17,8 @@ from fedseg.document import Document
 from fedseg.errors import PlanError, ProtocolError
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest, Parent, Spent, StudyPlan
+from fedseg.plan.manifest import Manifest, Parent, Spent
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.events import Event, RoundCharge
 from fedseg.runtime.evidence import append_once
 from fedseg.runtime.ports import Evidence

@@ -11,7 +11,7 @@ from fedseg.federation.closing import Closing, close_round
 from fedseg.federation.exchange import CLOSE, SERVER, Best, Head, Link, Published
 from fedseg.federation.strategy import State, Strategy
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import append_once, closed_entry
 from fedseg.runtime.participation import Participation

@@ -12,7 +12,7 @@ from fedseg.errors import ProtocolError
 from fedseg.federation.parts import Steps, Turn, part_of
 from fedseg.federation.strategy import State, Strategy
 from fedseg.federation.vector import Layout, Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.ports import Arrays, Entropy, KeptMemory, OnStep, ShouldStop, Trainer
 from fedseg.secagg.encoding import Encoded, Encoding
 

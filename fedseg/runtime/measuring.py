@@ -8,7 +8,7 @@ from typing import Any
 from fedseg.errors import FedsegError, Interrupted, ProtocolError
 from fedseg.federation.evaluation import MOST_EVALUATIONS, aggregate_of, statistics_of
 from fedseg.federation.exchange import CLOSE, SERVER, Head, Link, Published, RingVector
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import append_once, evaluated_entry
 from fedseg.runtime.participation import Participation

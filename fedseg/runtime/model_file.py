@@ -9,7 +9,8 @@ from typing import Any
 from fedseg.federation.vector import Layout, Weights
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.labels import scheme
-from fedseg.plan import Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.accounting import accountant_name
 from fedseg.runtime.resolution import events_of
 from fedseg.store.checkpoints import ModelCard, save_model

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from fedseg.errors import BudgetError, Interrupted, LedgerError
 from fedseg.imaging.transforms import Geometry, Prepared
 from fedseg.labels import scheme
-from fedseg.plan import DOWNSAMPLING, Manifest
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import DOWNSAMPLING
 from fedseg.policy import SitePolicy
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.auditing import Probe, count_p_value

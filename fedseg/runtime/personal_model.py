@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedseg.federation.vector import Layout, Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.model_file import History, write_own
 
 NEVER = (

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from fedseg.errors import Interrupted, ProtocolError, RosterError
 from fedseg.federation.exchange import Enrolled
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.patience import patiently
 from fedseg.runtime.roster_words import words

@@ -14,7 +14,8 @@ from fedseg.imaging.cache import PreparedCache, prepare_case
 from fedseg.imaging.nifti import read_header
 from fedseg.imaging.transforms import Prepared
 from fedseg.labels import scheme
-from fedseg.plan import Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan
 from fedseg.runtime.resolution import FirstModel
 
 if TYPE_CHECKING:

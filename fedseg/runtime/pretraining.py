@@ -24,7 +24,7 @@ from fedseg.errors import StorageError, UsageError
 from fedseg.imaging.label_maps import made_up_labels, public_labels
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.labels import scheme
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.runtime.model_file import normalisation
 from fedseg.store.checkpoints import ModelCard, save_model
 from fedseg.store.files import exclusive, storage_errors, write_atomic

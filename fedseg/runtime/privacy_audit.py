@@ -38,7 +38,8 @@ from fedseg.errors import DataError, UsageError
 from fedseg.imaging.bids import Case, load_dataset
 from fedseg.imaging.cache import prepare_case
 from fedseg.labels import LabelScheme
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.auditing import Probe, largest_provable, mechanism_bound, one_run_bound
 from fedseg.report.png import encode_rgb

@@ -13,7 +13,7 @@ from typing import Literal
 
 from fedseg.errors import LedgerError
 from fedseg.federation.outgoing import leaving
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import ADJACENCY, accountant_name, cross_check, epsilon, merge
 from fedseg.privacy.events import Event
 from fedseg.privacy.ledger import Ledger

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from fedseg.errors import LedgerError
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import attacker_curve, epsilon, repeated
 from fedseg.privacy.events import Event, RoundCharge
 from fedseg.privacy.ledger import Ledger

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
 from fedseg.report.facts import Aggregation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import accountant_name
 from fedseg.privacy.events import Event
 from fedseg.report.facts import Accounting, Mechanism, Pretraining

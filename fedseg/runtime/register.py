@@ -13,7 +13,7 @@ from fedseg.federation.robust import combine
 from fedseg.federation.rollback import judge
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.archive import Archive
 from fedseg.runtime.attempt import ATTEMPTS, Attempt, without_sum
 from fedseg.runtime.evaluations import is_due, published_of

@@ -11,7 +11,8 @@ from fedseg.document import Document
 from fedseg.errors import PlanError
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Init, Manifest, Parent, StudyPlan
+from fedseg.plan.manifest import Init, Manifest, Parent
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.calibration import noise_multiplier, skellam_multiplier
 from fedseg.privacy.events import Event, SkellamNoise

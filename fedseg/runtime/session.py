@@ -10,7 +10,8 @@ from fedseg.errors import PlanError
 from fedseg.federation.evaluation import statistics_code
 from fedseg.federation.exchange import Enrolled
 from fedseg.labels import scheme
-from fedseg.plan import Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.distributed import NoiseShare, honest_others
 from fedseg.secagg.encoding import Encoding
 from fedseg.secagg.integers import IntegerCode

@@ -25,7 +25,7 @@ from fedseg.federation.exchange import (
 from fedseg.federation.parts import Kept, newest_of
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Layout, Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator

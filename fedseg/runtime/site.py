@@ -41,7 +41,7 @@ from fedseg.federation.exchange import (
 )
 from fedseg.federation.parts import Turn
 from fedseg.federation.vector import Layout, Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.countersigning import WitnessedLedger
 from fedseg.runtime.evidence import logged_roster, roster_entry

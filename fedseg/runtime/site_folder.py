@@ -16,7 +16,7 @@ from fedseg.federation.exchange import Best
 from fedseg.federation.parts import Kept, newest_of
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.rpc.certificates import (
     certificate_request,
     new_protocol_key,

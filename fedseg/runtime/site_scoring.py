@@ -16,7 +16,7 @@ from fedseg.federation.vector import Layout
 from fedseg.imaging.bids import Dataset
 from fedseg.metrics.scores import SubjectScores
 from fedseg.metrics.subjects import values
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.model_file import write_model
 from fedseg.runtime.ports import Arrays, OnStep, ShouldStop
 from fedseg.runtime.prediction import Segmenter

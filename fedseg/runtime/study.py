@@ -12,7 +12,8 @@ from fedseg.errors import InviteError, ProtocolError, RosterError, StorageError,
 from fedseg.federation.exchange import Enrolled
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest, StudyPlan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan
 from fedseg.rpc.addresses import split_address
 from fedseg.rpc.certificates import (
     create_study_ca,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.store.files import fsync_folder, storage_errors, write_atomic
 
 MANIFEST, MEMBERSHIP, MODEL = "manifest.json", "site.json", "model.safetensors"

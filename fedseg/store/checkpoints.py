@@ -25,7 +25,7 @@ from safetensors.numpy import save as format_safetensors
 from fedseg.errors import ModelError
 from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.imaging.fingerprint import Fingerprint
-from fedseg.plan import Side, Spacing
+from fedseg.plan.sections import Side, Spacing
 from fedseg.store.files import write_atomic
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.training.network import Array
 
 Named = Mapping[str, Array]

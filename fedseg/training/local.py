@@ -21,7 +21,7 @@ from torch import nn
 
 from fedseg.errors import DataError, Interrupted, PlanError
 from fedseg.federation.schedule import learning_rate
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.training.augmentation import Image, Labels
 from fedseg.training.compute import reproducible, training_cast
 from fedseg.training.correction import Correction

@@ -17,7 +17,7 @@ import torch
 from fedseg.errors import ModelError
 from fedseg.imaging.generation import draw_recipe, generate
 from fedseg.labels import BRAIN_MASK
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.training.augmentation import Labels
 from fedseg.training.compute import reproducible, training_cast
 from fedseg.training.losses import subject_loss

@@ -18,7 +18,7 @@ from scipy import special
 from torch import nn
 
 from fedseg.labels import FETA
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.auditing import Probe, count_p_value, normal_p_value, one_run_p_value, refutes, spread_p_value
 from fedseg.privacy.distributed import NoiseShare

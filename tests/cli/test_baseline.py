@@ -35,7 +35,7 @@ sites: {a: {}, b: {}, c: {}}
 @pytest.fixture(scope="session")
 def plain_study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     """A study without privacy; nothing in it changes but its enrolments."""
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
     from fedseg.runtime.preparation import first_model
 
     plan = parse_plan(PLAN, "plan")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedseg.cli.consent import consent
-from fedseg.plan import Init, Manifest
+from fedseg.plan.manifest import Init, Manifest
 from fedseg.runtime.preparation import training_data
 from fedseg.runtime.site_folder import Membership
 from tests.runtime import toy

@@ -112,7 +112,7 @@ def test_the_plan_says_whether_bias_fields_are_taken_out(
     from fedseg.imaging import transforms
     from fedseg.imaging.bids import load_dataset
     from fedseg.labels import FETA
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
 
     def refuse(*_: object) -> None:
         raise DataError("no field can be fitted")
@@ -158,7 +158,7 @@ def test_joining_stops_at_an_error_and_names_it(fedseg: Command, make_bids: Make
     from fedseg.errors import DataError
     from fedseg.imaging.bids import load_dataset
     from fedseg.labels import FETA
-    from fedseg.plan import parse_plan
+    from fedseg.plan.study import parse_plan
     from tests.cli.conftest import PLAN
 
     plan = parse_plan(PLAN, "plan").content

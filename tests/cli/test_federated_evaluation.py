@@ -16,7 +16,8 @@ from fedseg.cli.agreement import goes_on
 from fedseg.cli.consent import changes, consent, consent_to_extension
 from fedseg.cli.screen import describe
 from fedseg.federation.exchange import Finished, Head, Instruction, Paused, Wait
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime import events
 from fedseg.runtime.preparation import training_data
 from fedseg.runtime.site_folder import SiteFolder

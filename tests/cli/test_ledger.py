@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.identity import Subject
 from fedseg.report.numbers import printed

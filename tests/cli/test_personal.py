@@ -9,7 +9,7 @@ import pytest
 
 from fedseg.cli.client import _print_end
 from fedseg.cli.consent import strategy_line, training_line
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.model_file import privacy_claim
 from fedseg.runtime.personal_model import NEVER, write_personal
 from fedseg.runtime.site_folder import Membership, SiteFolder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedseg.cli import privacy_plan
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
 from tests.cli.conftest import Command

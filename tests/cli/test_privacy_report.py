@@ -14,7 +14,8 @@ import pytest
 
 from fedseg.cli.privacy import gather
 from fedseg.federation.vector import Layout
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.policy import SitePolicy
 from fedseg.privacy.identity import Subject
 from fedseg.report.html import privacy_page

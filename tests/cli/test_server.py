@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedseg.federation.vector import model_hash
-from fedseg.plan import parse_plan
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.study import StudyFolder
 from fedseg.store.study_db import RoundRow
 from tests.cli.conftest import Command, enrol

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from fedseg.cli.main import app
-from fedseg.plan import parse_plan
+from fedseg.plan.study import parse_plan
 from fedseg.policy import parse_policy
 from fedseg.runtime.session import check_aggregation
 from fedseg.runtime.study import StudyFolder

@@ -7,7 +7,8 @@ from fedseg.errors import ProtocolError
 from fedseg.federation.closing import close_round
 from fedseg.federation.exchange import Best, RingVector
 from fedseg.federation.robust import combine
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.session import encoding_of
 from fedseg.secagg.integers import IntegerCode
 from tests.runtime import toy

@@ -22,7 +22,7 @@ from fedseg.federation.optimisers import (
 )
 from fedseg.federation.schedule import path_length
 from fedseg.federation.strategy import Strategy
-from fedseg.plan import StudyPlan, parse_plan
+from fedseg.plan.study import StudyPlan, parse_plan
 
 SIZE = 6
 UPDATES = [np.random.default_rng(number).normal(0, 0.1, SIZE) for number in range(8)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedseg.errors import ProtocolError
 from fedseg.federation import robust
 from fedseg.federation.robust import RobustRule, combine, median, multi_krum, stretch, trimmed_mean
-from fedseg.plan import most_liars
+from fedseg.plan.combinations import most_liars
 from fedseg.secagg.encoding import Encoding
 
 Rows = list[list[int]]

@@ -25,7 +25,8 @@ from fedseg.federation.exchange import (
     Unmask,
     Wait,
 )
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.privacy import chain
 from fedseg.rpc import certificates, codec
 from fedseg.rpc.invites import Invite

@@ -28,7 +28,8 @@ from fedseg.errors import (
     ProtocolError,
     StorageError,
 )
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.policy import parse_policy
 from fedseg.privacy import chain
 from fedseg.rpc import codec

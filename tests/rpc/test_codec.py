@@ -26,7 +26,7 @@ from fedseg.federation.exchange import (
     Unmask,
     Wait,
 )
-from fedseg.plan import Schedule
+from fedseg.plan.sections import Schedule
 from fedseg.rpc import codec
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.secagg.messages import MaskedInput

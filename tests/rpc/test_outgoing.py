@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from fedseg.federation.outgoing import OUTGOING, leaving
-from fedseg.plan import Evaluation
+from fedseg.plan.sections import Evaluation
 from fedseg.rpc._pb import federation_pb2 as pb
 from tests.runtime import toy
 from tests.runtime.private import private_plan

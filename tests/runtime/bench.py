@@ -9,7 +9,7 @@ import numpy as np
 from fedseg.federation.evaluation import Measured, statistics_of
 from fedseg.federation.exchange import Confirm, Enrolled, Instruction, Join, RingVector, ShareKeys, Submit, Unmask
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator, StudyState

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fedseg.errors import DataError
 from fedseg.federation.evaluation import Measured
-from fedseg.plan import Evaluation, Manifest
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.sections import Evaluation
 from tests.runtime import toy
 
 TISSUES = 7

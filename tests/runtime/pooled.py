@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedseg.document import Document
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime.resolution import resolve
 from tests.runtime import toy
 

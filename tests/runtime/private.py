@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedseg.document import Document
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime.resolution import FirstModel, resolve
 from fedseg.store.privacy_ledger import LEDGER, HospitalLedger
 from tests.runtime.toy import INITIAL

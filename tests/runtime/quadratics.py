@@ -14,7 +14,8 @@ from fedseg.federation.closing import close_round
 from fedseg.federation.schedule import path_length
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime.local_round import LocalRounds, as_sent
 from fedseg.runtime.simulation import SiteMemory
 from fedseg.secagg.encoding import rounding_seed

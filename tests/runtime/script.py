@@ -29,7 +29,7 @@ from fedseg.federation.exchange import (
     WithdrawReason,
 )
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.ports import Charger, Scorer

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fedseg.errors import ModelError, PlanError, UsageError
-from fedseg.plan import Init, Manifest, parse_plan
+from fedseg.plan.manifest import Init, Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.alone import first_weights, own_manifest
 from fedseg.runtime.preparation import first_model
 from fedseg.runtime.resolution import FirstModel, resolve

@@ -8,7 +8,7 @@ import pytest
 from fedseg.errors import BudgetError, LedgerError
 from fedseg.imaging.bids import load_dataset
 from fedseg.labels import FETA
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.distributed import NoiseShare

@@ -19,7 +19,7 @@ from fedseg.federation.exchange import (
     Wait,
 )
 from fedseg.federation.vector import model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.coordinator import StudyState
 from fedseg.secagg.messages import Consistency, Shares

@@ -14,7 +14,7 @@ from fedseg.errors import PlanError, ProtocolError, UsageError
 from fedseg.federation.evaluation import MOST_EVALUATIONS, Measured, statistics_of
 from fedseg.federation.exchange import CLOSE, SERVER, Finished, Head, Instruction, Join, Published, Submit
 from fedseg.federation.vector import model_hash
-from fedseg.plan import Manifest, Parent
+from fedseg.plan.manifest import Manifest, Parent
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import StudyState

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedseg.errors import PlanError, ProtocolError, RosterError, StorageError
-from fedseg.plan import Init, Manifest, Parent, Spent
+from fedseg.plan.manifest import Init, Manifest, Parent, Spent
 from fedseg.policy import SitePolicy
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event, RoundCharge

@@ -10,7 +10,7 @@ import pytest
 from fedseg.errors import ProtocolError, StaleSession
 from fedseg.federation.exchange import CLOSE, SERVER, Best, Head, Published
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import session_entry
 from fedseg.runtime.following import Follower

@@ -24,7 +24,7 @@ from fedseg.federation.exchange import (
     WithdrawReason,
 )
 from fedseg.federation.vector import model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.pinning import roster_in_force

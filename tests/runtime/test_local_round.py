@@ -9,7 +9,7 @@ import pytest
 from fedseg.errors import Interrupted, PlanError, ProtocolError
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest, Parent
+from fedseg.plan.manifest import Manifest, Parent
 from fedseg.runtime.extension import check_extension
 from fedseg.runtime.local_round import LocalRounds, as_sent
 from fedseg.runtime.simulation import SiteMemory

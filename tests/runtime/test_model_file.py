@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
-from fedseg.plan import parse_plan
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.model_file import write_model
 from fedseg.runtime.preparation import first_model, layout_of
 from fedseg.runtime.resolution import resolve

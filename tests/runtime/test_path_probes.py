@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedseg.plan import Manifest, Parent, Spent, parse_plan
+from fedseg.plan.manifest import Manifest, Parent, Spent
+from fedseg.plan.study import parse_plan
 from fedseg.privacy import distributed
 from fedseg.runtime import path_probes
 from fedseg.runtime.charging import StudyCharger

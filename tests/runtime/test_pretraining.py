@@ -14,7 +14,7 @@ from fedseg.errors import DataError, StorageError, UsageError
 from fedseg.imaging.label_maps import find_labels, public_labels
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.imaging.synthesis import synthesize
-from fedseg.plan import StudyPlan, parse_plan
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.runtime.pretraining import MODEL, STATE, Limit, Pretrained, Sources, pretrain
 from fedseg.store.checkpoints import load_model
 

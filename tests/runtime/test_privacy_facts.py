@@ -12,7 +12,8 @@ from fedseg.errors import LedgerError
 from fedseg.federation.exchange import Countersigned
 from fedseg.federation.outgoing import leaving
 from fedseg.federation.vector import Layout
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.policy import SitePolicy
 from fedseg.privacy.accounting import attacker_curve, epsilon, site_epsilon
 from fedseg.privacy.events import Event

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.privacy.accounting import epsilon
 from fedseg.report.numbers import printed
 from fedseg.runtime.privacy_trust import Shares, aggregation

@@ -10,7 +10,7 @@ import pytest
 from fedseg.errors import LedgerError, StaleSession, StorageError
 from fedseg.federation.exchange import CLOSE, SERVER, Enrolled, Head, Join, Paused
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.archive import MemoryArchive, RingVector
 from fedseg.runtime.coordinator import StudyState
 from fedseg.runtime.evidence import MemoryEvidence, roster_entry, session_entry

@@ -13,7 +13,7 @@ import pytest
 
 from fedseg.errors import LinkError
 from fedseg.federation.exchange import LedgerClaim
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.simulation import SiteMemory
 from tests.runtime import toy

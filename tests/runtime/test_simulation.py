@@ -12,7 +12,7 @@ import pytest
 from fedseg.errors import ProtocolError
 from fedseg.federation.exchange import Instruction, Join, Wait
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.simulation import simulate
 from tests.runtime import toy

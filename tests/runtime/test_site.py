@@ -25,7 +25,7 @@ from fedseg.federation.exchange import (
     Wait,
 )
 from fedseg.federation.vector import Weights, model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.session import encoding_of

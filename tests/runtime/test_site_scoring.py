@@ -13,7 +13,8 @@ from fedseg.federation.vector import Layout
 from fedseg.imaging.bids import Dataset, load_dataset
 from fedseg.labels import scheme
 from fedseg.metrics.summary import summarise
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime import site_scoring
 from fedseg.runtime.model_file import write_model
 from fedseg.runtime.prediction import Segmenter

@@ -13,7 +13,8 @@ from fedseg import __version__
 from fedseg.errors import InviteError, PlanError, ProtocolError, RosterError, StorageError, UsageError
 from fedseg.federation.exchange import Enrolled
 from fedseg.federation.vector import model_hash
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
 from fedseg.rpc.certificates import certificate_request, fingerprint, new_protocol_key, new_site_key

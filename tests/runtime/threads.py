@@ -14,7 +14,7 @@ from fedseg.errors import FedsegError, StaleSession
 from fedseg.federation.exchange import Enrolled, Finished, Instruction, Progress, RingVector
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.audit import load, verify

@@ -11,7 +11,8 @@ from fedseg.document import Document
 from fedseg.federation.exchange import Enrolled
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Layout, Weights, model_hash
-from fedseg.plan import Manifest, StudyPlan, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.runtime.resolution import FirstModel
 from fedseg.runtime.session import check_aggregation, encoding_of, roster_of

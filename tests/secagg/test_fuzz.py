@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedseg.errors import ModelError, ProtocolError, StorageError
-from fedseg.plan import parse_plan
+from fedseg.plan.study import parse_plan
 from fedseg.policy import parse_policy
 from fedseg.rpc.invites import Invite
 from fedseg.secagg.state import dump, load

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fedseg.errors import FedsegError, Interrupted
 from fedseg.federation.exchange import Instruction
 from fedseg.federation.vector import model_hash
-from fedseg.plan import Manifest
+from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.identity import Subject
 from fedseg.rpc.channel import RemoteStudy

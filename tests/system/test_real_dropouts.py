@@ -19,7 +19,8 @@ from fedseg.federation.exchange import Enrolled, RingVector
 from fedseg.federation.round import Phase
 from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.imaging.transforms import Prepared
-from fedseg.plan import Manifest, parse_plan
+from fedseg.plan.manifest import Manifest
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.archive import MemoryArchive
 from fedseg.runtime.coordinator import Coordinator, StudyState
 from fedseg.runtime.evidence import MemoryEvidence

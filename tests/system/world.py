@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from fedseg.federation.vector import model_hash
-from fedseg.plan import parse_plan
+from fedseg.plan.study import parse_plan
 from fedseg.runtime.simulation import simulate
 from fedseg.runtime.study import StudyFolder
 from tests.runtime.toy import FIRST, INITIAL, LAYOUT, PullTrainer

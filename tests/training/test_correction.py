@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedseg.federation.vector import Layout
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.runtime.preparation import first_model, trained_ranges
 from fedseg.training.correction import Correction
 from fedseg.training.local import LocalTrainer

@@ -14,7 +14,7 @@ import torch
 
 from fedseg.errors import DataError, Interrupted, PlanError
 from fedseg.federation.schedule import scheduled_rate
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.privacy.distributed import NoiseShare
 from fedseg.training import dpsgd
 from fedseg.training.compute import native_bf16, reproducible, training_cast

@@ -15,7 +15,7 @@ from fedseg.errors import DataError, Interrupted, ModelError
 from fedseg.imaging.bids import load_dataset
 from fedseg.labels import FETA
 from fedseg.metrics.overlap import dice
-from fedseg.plan import StudyPlan
+from fedseg.plan.study import StudyPlan
 from fedseg.runtime.preparation import MOST_SCORED, make_trainer, prepare_validation, scored_cases
 from fedseg.training.inference import load_segmenter, segment
 from fedseg.training.local import LocalTrainer

@@ -1,0 +1,101 @@
+"""The study plan as a coordinator writes it, in YAML.
+
+`fedseg study create` resolves it to a `Manifest` (`plan.manifest`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedseg import document
+from fedseg.document import Document, Section
+from fedseg.errors import PlanError
+from fedseg.plan.combinations import check_combinations
+from fedseg.plan.sections import (
+    MAX_SITES,
+    Aggregation,
+    Evaluation,
+    Image,
+    Network,
+    Printable,
+    Privacy,
+    Schedule,
+    Site,
+    SiteName,
+    Strategy,
+    Training,
+)
+
+MAX_STEPS = 200_000
+MAX_PATCH_VOXELS = 2**28
+DOWNSAMPLING = {"small": 8, "base": 16, "lean": 16}
+
+
+class StudyPlan(Section):
+    """A study plan as its coordinator writes it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100), Printable]
+    task: Literal["feta", "brain_mask"] = "feta"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    image: Image = Image()
+    network: Network = Network()
+    training: Training = Training()
+    privacy: Privacy
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    strategy: Strategy = Strategy()
+    schedule: Schedule
+    sites: Annotated[dict[SiteName, Site], Field(min_length=1, max_length=MAX_SITES)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> StudyPlan:
+        factor = DOWNSAMPLING[self.network.preset]
+        if any(side % factor for side in self.image.patch):
+            raise ValueError(
+                f"image.patch: each side must be a multiple of {factor} for the {self.network.preset} network, "
+                f"not {list(self.image.patch)}"
+            )
+        if self.training.steps * (self.schedule.rounds + self.privacy.reserve_rounds) > MAX_STEPS:
+            raise ValueError(f"training.steps: more than {MAX_STEPS} steps in all rounds together")
+        batch = self.training.subjects_per_step * self.training.patches_per_subject
+        if math.prod(self.image.patch) * batch > MAX_PATCH_VOXELS:
+            raise ValueError("image.patch: patches_per_subject and subjects_per_step make too large a batch of it")
+        if self.training.made_up and self.task != "feta":
+            raise ValueError("training.made_up: images are made up from tissues, which the task brain_mask has none of")
+        if self.aggregation.quorum is not None and self.aggregation.quorum > len(self.sites):
+            raise ValueError(
+                f"aggregation.quorum: {self.aggregation.quorum} of {len(self.sites)} sites can never be reached"
+            )
+        check_combinations(self)
+        return self
+
+    @property
+    def distributed(self) -> bool:
+        """Whether every site adds a share of one noise."""
+        return self.privacy.mode == "distributed"
+
+    @property
+    def private(self) -> bool:
+        """Whether sites train with differential privacy."""
+        return self.privacy.mode != "off"
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """All sites, sorted: the order that secure aggregation numbers them in."""
+        return tuple(sorted(self.sites))
+
+
+def parse_plan(text: str, name: str) -> Document[StudyPlan]:
+    """Read a plan from YAML 1.2.
+
+    Args:
+        text: The document.
+        name: What errors call the file.
+
+    Raises:
+        PlanError: with file, line, what is allowed and the nearest match.
+    """
+    return document.parse(text, StudyPlan, name=name, error=PlanError)
