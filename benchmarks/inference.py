@@ -43,9 +43,9 @@ from fedseg.imaging.synthesis import NEUROTYPICAL, make_subject
 from fedseg.imaging.synthesis_contrast import style_of_site
 from fedseg.imaging.transforms import Prepared, prepare
 from fedseg.labels import FETA
-from fedseg.store.checkpoints import load_model
+from fedseg.runtime.prediction import load_network
 from fedseg.training.compute import native_bf16
-from fedseg.training.inference import Predictor, load_segmenter
+from fedseg.training.inference import Predictor
 from fedseg.training.memory import keep_freed_memory
 from fedseg.training.network import SegmentationNet, build_network
 from fedseg.training.validation import tissue_dice
@@ -66,10 +66,10 @@ def network(path: Path | None) -> tuple[SegmentationNet, float]:
     """A trained network, or one that knows nothing, and its voxel size."""
     if path is None:
         return build_network("base", FETA.classes, 0).to(DEVICE).eval(), SPACING_MM
-    arrays, card = load_model(path)
-    if card.architecture["preset"] != "base" or card.task != FETA.name:
+    model, card = load_network(path)
+    if model.preset != "base" or card.task != FETA.name:
         sys.exit(f"{path} is no model of the tissues with the network base")
-    return load_segmenter(arrays, card.architecture), card.spacing_mm
+    return model, card.spacing_mm
 
 
 def volumes(data: Path | None, spacing_mm: float, side: int) -> list[tuple[Image, Labels]]:

@@ -89,10 +89,10 @@ class PooledTrainer(LocalTrainer):
 
     def rounds(self, weights: Mapping[str, Weights]) -> Iterator[dict[str, Weights]]:
         """The weights after each round; one optimiser takes all steps."""
-        plan = self._plan
-        load_arrays(self._model, weights)
-        self._model.train()
-        optimiser = make_optimiser(self._model, plan, plan.training.learning_rate)
+        plan = self.plan
+        load_arrays(self.model, weights)
+        self.model.train()
+        optimiser = make_optimiser(self.model, plan, plan.training.learning_rate)
         with reproducible(plan.training.threads):
             for number in range(1, plan.schedule.rounds + 1):
                 for group in optimiser.param_groups:
@@ -100,12 +100,12 @@ class PooledTrainer(LocalTrainer):
                 rng = np.random.default_rng(round_seed(plan.seed, number, POOL))
                 batches = self._joined(rng)
                 for _ in range(plan.training.steps):
-                    self._plain_step(next(batches), rng, optimiser)
-                yield arrays(self._model)
+                    self.plain_step(next(batches), rng, optimiser)
+                yield arrays(self.model)
 
     def _joined(self, rng: np.random.Generator) -> Iterator[list[int]]:
         """The subjects of every step: of each site as many as a step there has, shuffled like there."""
-        most = self._plan.training.subjects_per_step
+        most = self.plan.training.subjects_per_step
         shuffled = [(_shuffles(rng, members), min(most, len(members))) for members in self._members.values()]
         while True:
             yield [next(drawn) for drawn, count in shuffled for _ in range(count)]

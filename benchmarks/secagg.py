@@ -44,7 +44,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from fedseg.rpc import codec
+from fedseg.rpc import codec, transfer
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc.staging import stage
 from fedseg.secagg.aggregator import SecureAggregator
@@ -235,7 +235,7 @@ def add_uploads(pipe: Connection, server: SecureAggregator, folder: Path) -> Non
     size, staged = 4 * server.header.length, []
     for _ in range(pipe.recv()):
         message = MaskedInput.from_bytes(pipe.recv())
-        pieces = (pipe.recv_bytes() for _ in range(0, size, codec.CHUNK_BYTES))
+        pieces = (pipe.recv_bytes() for _ in range(0, size, transfer.CHUNK_BYTES))
         staged.append((message, stage(folder, pieces, size)))
     while staged:
         server.mask(*staged.pop())
@@ -244,7 +244,7 @@ def add_uploads(pipe: Connection, server: SecureAggregator, folder: Path) -> Non
 def send_upload(pipe: Connection, message: MaskedInput, vector: Vector) -> None:
     """An upload: its message, then its pieces."""
     pipe.send(message.to_bytes())
-    for piece in codec.chunks(vector):
+    for piece in transfer.chunks(vector):
         pipe.send_bytes(piece)
 
 
@@ -310,7 +310,7 @@ class Driver:
         self._server.send(message.to_bytes())
         parts = [pb.UploadPart(header=codec.encode_upload(self.header.sid0(), message, size))]
         self._sent += parts[0].ByteSize() + GRPC_FRAME
-        for _ in range(0, size, codec.CHUNK_BYTES):
+        for _ in range(0, size, transfer.CHUNK_BYTES):
             piece = self._site.recv_bytes()
             self._sent += pb.UploadPart(chunk=piece).ByteSize() + GRPC_FRAME
             self._server.send_bytes(piece)

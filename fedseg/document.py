@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from fedseg.errors import FedsegError
 
 MAX_BYTES = 256 * 1024
+_BRACKETS = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}
 
 Path = tuple[str | int, ...]
 
@@ -32,6 +34,21 @@ class Section(BaseModel):
 
 
 Model = TypeVar("Model", bound=Section)
+
+
+class Impossible(ValueError):
+    """Raised by a model's validator: what is impossible about a whole document.
+
+    Args:
+        why: One sentence, about the first key.
+        keys: Dotted keys that it is about. The answer points at the first that is written, or whose section is.
+        hint: What to write instead.
+    """
+
+    def __init__(self, why: str, *keys: str, hint: str) -> None:
+        """Keep the parts; as text, the first key and why."""
+        super().__init__(f"{keys[0]}: {why}")
+        self.keys, self.hint = keys, hint
 
 
 @dataclass(frozen=True)
@@ -97,12 +114,10 @@ def _load(text: str, name: str, error: type[FedsegError]) -> CommentedMap:
     try:
         tree = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as failure:
-        line = failure.problem_mark.line + 1 if failure.problem_mark else 1
-        raise error(
-            f"not valid YAML: {failure.problem}", where=f"{name}:{line}", hint="check indentation and colons"
-        ) from None
+        raise _malformed(failure, name, error) from None
     except (YAMLError, ValueError) as failure:
-        raise error(f"not valid YAML: {failure}", where=name) from None
+        what = str(failure).partition("\n")[0]
+        raise error(f"not valid YAML: {what}", where=name, hint="is this the right file?") from None
     except RecursionError:
         raise error("nested too deeply", where=name, hint="is this the right file?") from None
     if not isinstance(tree, CommentedMap):
@@ -110,6 +125,18 @@ def _load(text: str, name: str, error: type[FedsegError]) -> CommentedMap:
             "empty, or not a mapping of keys to values", where=name, hint="start from a file in sample_configs/"
         )
     return tree
+
+
+def _malformed(failure: MarkedYAMLError, name: str, error: type[FedsegError]) -> FedsegError:
+    """What is wrong with the text, at the line to look at: a bracket that is not closed is noticed far below it."""
+    mark, what, hint = failure.problem_mark, failure.problem, "check indentation and colons"
+    if isinstance(failure, DuplicateKeyError):
+        what, hint = str(what).partition(" with value")[0], "each key stands once: remove or rename one of the two"
+    elif failure.context in _BRACKETS:
+        mark, hint = failure.context_mark, f"is the {_BRACKETS[failure.context]} that opens here closed?"
+        what = f"{failure.context}, {what}"
+    line = mark.line + 1 if mark else 1
+    return error(f"not valid YAML: {what}", where=f"{name}:{line}", hint=hint)
 
 
 def _lines(node: object, path: Path) -> list[tuple[Path, int]]:
@@ -148,15 +175,24 @@ def _explain(
     nearest = _nearest(given, problem.get("ctx", {}).get("expected"))
     if isinstance(given, str | int | float | bool) and problem["type"] != "value_error":
         message += f", not {given!r}"
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, Impossible):
+        return error(str(cause), where=_written(document, cause.keys), hint=cause.hint)
     # What is impossible about a whole document says first which key it is about.
     about = path or tuple(message.partition(":")[0].split("."))
     return error(f"{dotted}: {message}" if dotted else message, where=document.where(*about), hint=nearest)
 
 
+def _written(document: Document[Any], keys: Sequence[str]) -> str:
+    """`file:line` of the first of these keys that is written in the file, or of which a section is."""
+    paths = [tuple(key.split(".")) for key in keys]
+    return document.where(*next((path for path in paths if path[:1] in document.lines), paths[0]))
+
+
 def _nearest(given: object, expected: object) -> str | None:
     choices = [word.strip("' ") for word in str(expected or "").replace(" or ", ",").split(",")]
     close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else None
+    return f"did you mean {close[0]}?" if close and close[0] else None
 
 
 def _keys(model: type[Section], path: Sequence[str | int]) -> list[str]:

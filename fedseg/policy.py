@@ -1,12 +1,15 @@
 """The site policy: what one hospital accepts, whoever runs the study.
 
-A hospital writes it once (`fedseg client join --policy FILE`); without a file the defaults below hold. A plan that asks
-for more is refused before anything is computed, with the policy's line.
+A hospital names its file once (`fedseg client join --policy FILE`), and each start reads it again; without a file the
+defaults below hold. A plan that asks for more is refused before anything is computed, with the policy's line. A file
+that accepts less than before holds at once, one that accepts more only once somebody has agreed to that.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +21,17 @@ from fedseg.plan.sections import Aggregation
 from fedseg.plan.study import StudyPlan
 
 DEFAULT_NAME = "the default policy"
+
+PRIVACY_KEYS = (
+    "require_privacy",
+    "max_epsilon",
+    "max_delta",
+    "allow_unprotected_start",
+    "allow_distributed_noise",
+    "lifetime_epsilon",
+    "lifetime_delta",
+)
+"""What a policy says of its patients' privacy. None of it depends on a subject, so a report may show it."""
 
 Checks = dict[str, tuple[bool, str]]
 """By the policy's key: whether it refuses the study, and the sentence that says what it refuses."""
@@ -31,6 +45,9 @@ class SitePolicy(Section):
             holds in a study that bounds nothing.
         max_epsilon: The largest budget of one study; unset: no limit.
         max_delta: The largest delta.
+        allow_unprotected_start: Accept a private study whose first model was trained on patients without differential
+            privacy: what it tells of them is in every later model, and no epsilon bounds it. Whether it was is the
+            coordinator's word.
         allow_distributed_noise: Accept noise of which each site adds a share: it protects this hospital's subjects only
             as long as enough of the other sites are honest. Allowed where nothing is said, as no privacy at all is.
         lifetime_epsilon: The largest epsilon of one subject over all studies; unset: no limit.
@@ -39,7 +56,8 @@ class SitePolicy(Section):
         allow_robust_rules: Accept a plan that joins updates by a rule that compares them one by one, at the server.
         allow_two_contributors: Accept a quorum of two, in which each contributor can read the other's update.
         allow_reused_models: In a study without privacy, add to a second sum over a model although its contributors
-            are others than those of the first: two different sums over one model differ by an update.
+            are others than those of the first: two different sums over one model differ by an update. Likewise to an
+            evaluation of another model by others than an earlier one: how many subjects a site scored can follow.
         allow_validation_scores: Accept a plan that rolls back: the mean Dice over this hospital's validation subjects
             then leaves it, each round, in the same sum as its update. Allowed where nothing is said: it happens only
             in studies without privacy, whose update tells of far more under the same protection.
@@ -56,6 +74,7 @@ class SitePolicy(Section):
     require_privacy: bool | None = None
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
     max_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-3
+    allow_unprotected_start: bool = False
     allow_distributed_noise: bool = True
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = None
     lifetime_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
@@ -69,6 +88,48 @@ class SitePolicy(Section):
     min_contributors: Annotated[int, Field(ge=1)] = 1
     min_collusion: Annotated[int, Field(ge=0)] | None = None
     tasks: tuple[Literal["feta", "brain_mask"], ...] = ("feta", "brain_mask")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line in which a policy differs from the one before."""
+
+    key: str
+    before: Any
+    after: Any
+    laxer: bool
+    """Whether the one after may accept what the one before refused."""
+
+
+def policy_changes(before: SitePolicy, after: SitePolicy) -> list[Change]:
+    """Every line in which two policies differ, in the order of `SitePolicy`."""
+    pairs = {key: (getattr(before, key), getattr(after, key)) for key in SitePolicy.model_fields}
+    return [Change(key, old, new, _laxer(key, old, new)) for key, (old, new) in pairs.items() if old != new]
+
+
+def _laxer(key: str, before: Any, after: Any) -> bool:
+    match key:
+        case "tasks":
+            return not set(after) <= set(before)
+        case "require_privacy":
+            return _REQUIRES[after] < _REQUIRES[before]
+        case "require_secure_aggregation":
+            return bool(before)
+        case "min_collusion":
+            # Unset, it follows the number of sites: neither is known to be the stricter.
+            return before is None or after is None or after < before
+        case "min_sites" | "min_contributors":
+            return bool(after < before)
+        case _ if key.startswith("allow_"):
+            return bool(after)
+    return _limit(after) > _limit(before)
+
+
+_REQUIRES = {False: 0, None: 1, True: 2}
+
+
+def _limit(most: float | None) -> float:
+    return math.inf if most is None else most
 
 
 def parse_policy(text: str, name: str) -> Document[SitePolicy]:
@@ -92,7 +153,7 @@ def refusals(policy: Document[SitePolicy], manifest: Manifest, collusion: int, u
     """
     limits = policy.content
     checks = {
-        **_privacy_checks(limits, manifest.plan),
+        **_privacy_checks(limits, manifest),
         **_aggregation_checks(limits, manifest.plan.aggregation),
         "allow_evaluation": (
             manifest.plan.evaluation.federated and not limits.allow_evaluation,
@@ -110,8 +171,8 @@ def refusals(policy: Document[SitePolicy], manifest: Manifest, collusion: int, u
     return [f"{what} ({_line(policy, key)})" for key, (refused, what) in checks.items() if refused]
 
 
-def _privacy_checks(limits: SitePolicy, plan: StudyPlan) -> Checks:
-    privacy = plan.privacy
+def _privacy_checks(limits: SitePolicy, manifest: Manifest) -> Checks:
+    plan, privacy = manifest.plan, manifest.plan.privacy
     return {
         "require_privacy": _without_privacy(limits, plan),
         "max_epsilon": (
@@ -121,6 +182,10 @@ def _privacy_checks(limits: SitePolicy, plan: StudyPlan) -> Checks:
         "max_delta": (
             plan.private and privacy.delta > limits.max_delta,
             f"the study's delta is {privacy.delta}, at most {limits.max_delta} is accepted",
+        ),
+        "allow_unprotected_start": (
+            manifest.unprotected_start and not limits.allow_unprotected_start,
+            "its first model was trained on patients without differential privacy, and all its models tell of them",
         ),
         "allow_distributed_noise": (
             plan.distributed and not limits.allow_distributed_noise,

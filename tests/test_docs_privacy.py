@@ -12,8 +12,9 @@ from statistics import NormalDist
 import pytest
 
 from fedseg.federation.outgoing import leaving
+from fedseg.federation.staying import STAYING
 from fedseg.labels import scheme
-from fedseg.policy import SitePolicy
+from fedseg.policy import PRIVACY_KEYS, SitePolicy
 from fedseg.privacy.accounting import attacker_curve, epsilon
 from fedseg.privacy.calibration import noise_multiplier
 from fedseg.privacy.distributed import honest_others
@@ -70,9 +71,7 @@ def test_what_one_site_more_costs_in_the_sample_plan() -> None:
 def test_the_keys_of_the_policy_and_their_defaults() -> None:
     defaults = SitePolicy().model_dump()
     found = table("key of the policy", "default", "what it limits")
-    assert [row[0].strip("`") for row in found] == [
-        key for key in defaults if "epsilon" in key or "delta" in key or key == "require_privacy"
-    ]
+    assert [row[0].strip("`") for row in found] == [key for key in defaults if key in PRIVACY_KEYS]
     for key, default, _ in found:
         value = defaults[key.strip("`")]
         spelled = "unset" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:g}"
@@ -116,6 +115,11 @@ def test_every_key_of_the_report_is_explained() -> None:
     assert sorted(found) == sorted(each.name for each in fields(PrivacyReport))
     assert set(json.loads(json.dumps(privacy().to_json()))) == {*found, "schema_version"}
     assert f"`schema_version` is {SCHEMA_VERSION}." in PRIVACY.read_text()
+
+
+def test_what_stays_is_in_the_table() -> None:
+    found = [row[0].strip("`") for row in table("what stays", "what it is", "how long")]
+    assert found == list(dict.fromkeys(each.name for each in STAYING))
 
 
 def test_what_is_declared() -> None:

@@ -24,6 +24,10 @@ class Bicycle(Section):
     owners: dict[str, Wheel] = Field(default_factory=dict)
 
 
+class Titled(Section):
+    name: Annotated[str, Field(min_length=1)]
+
+
 def read(text: str) -> Document[Bicycle]:
     return parse(text, Bicycle, name="my/bike.yaml", error=PlanError)
 
@@ -70,8 +74,20 @@ def test_lines_of_keys() -> None:
         ("name: x\nowners: {ann: {size_mm: .nan}}\n", "size_mm: input should be a finite number, not nan"),
         ("name: x\nowners: {ann: {size_mm: .inf}}\n", "size_mm: input should be a finite number, not inf"),
         ("name: x\nwheels: [{}]\n", "my/bike.yaml:2: wheels"),
-        ("name: x\nname: y\n", 'my/bike.yaml:2: not valid YAML: found duplicate key "name"'),
-        ("name: [x\n", "not valid YAML"),
+        (
+            "name: x\nname: y\n",
+            'my/bike.yaml:2: not valid YAML: found duplicate key "name" (each key stands once: remove or rename one',
+        ),
+        (
+            "name: x\nowners: [\n  1,\n  2\ngears: 3\n",
+            "my/bike.yaml:2: not valid YAML: while parsing a flow sequence, ",
+        ),
+        ("name: [x\n", "my/bike.yaml:1: not valid YAML: while parsing a flow sequence, "),
+        ("name: [x\n", "(is the [ that opens here closed?)"),
+        ("name: {x\n", "(is the { that opens here closed?)"),
+        ("name: x\x00\n", "my/bike.yaml: not valid YAML: unacceptable character #x0000"),
+        ("name: x\x00\n", "(is this the right file?)"),
+        ("", "my/bike.yaml: empty"),
         ("name:\n\t- x\n", "my/bike.yaml:2: not valid YAML: found character '\\t'"),
         ("name: x\n---\nname: y\n", "not valid YAML: but found another document"),
         ("", "my/bike.yaml: empty, or not a mapping of keys to values"),
@@ -84,6 +100,12 @@ def test_lines_of_keys() -> None:
 )
 def test_mistakes_are_answered_with_line_and_what_is_allowed(text: str, says: str) -> None:
     assert says in refusal(text)
+
+
+def test_no_empty_word_is_suggested() -> None:
+    with pytest.raises(PlanError) as caught:
+        parse("name: ''\n", Titled, name="p", error=PlanError)
+    assert caught.value.hint is None
 
 
 def test_the_error_is_of_the_class_asked_for() -> None:

@@ -100,7 +100,7 @@ def test_no_is_a_site_like_any_other() -> None:
         (
             "{mode: off}",
             "{mode: distributed, epsilon: 8}\ntraining: {optimiser: sgd}",
-            "plan.yaml:3: training.steps: privacy.mode is distributed: each round is one pooled step: set",
+            "plan.yaml:3: training.steps: privacy.mode is distributed: each round is one pooled step (set training.st",
         ),
         (
             "{mode: off}",
@@ -110,7 +110,7 @@ def test_no_is_a_site_like_any_other() -> None:
         (
             "{mode: off}",
             "{mode: distributed, epsilon: 8}\ntraining: {steps: 1, optimiser: sgd, weight_decay: 0.1}",
-            "training.weight_decay: privacy.mode is distributed: the pooled step takes none: remove the line",
+            "training.weight_decay: privacy.mode is distributed: the pooled step takes none (remove the line)",
         ),
         (
             "name:",
@@ -128,7 +128,11 @@ def test_no_is_a_site_like_any_other() -> None:
             "{mode: local, epsilon: 8, sampling_rate: 1.5}",
             "privacy.sampling_rate: input should be less than or equal to 1",
         ),
-        ("mode: secure", "quorum: 4", "plan.yaml:6: aggregation.quorum: 4 of 3 sites can never be reached"),
+        (
+            "mode: secure",
+            "quorum: 4",
+            "plan.yaml:6: aggregation.quorum: 4 of 3 sites can never be reached (at most 3, or leave the line out)",
+        ),
         (
             "mode: secure",
             "accept_two_contributors: ok",
@@ -138,12 +142,13 @@ def test_no_is_a_site_like_any_other() -> None:
         (
             "name:",
             "image:\n  patch: [96, 96, 90]\nname:",
-            "plan.yaml:2: image.patch: each side must be a multiple of 16 for the lean network, not [96, 96, 90]",
+            "plan.yaml:2: image.patch: each side must be a multiple of 16 for the lean network, not [96, 96, 90] "
+            "([96, 96, 96] is near)",
         ),
         (
             "name:",
             "network: {preset: small}\nimage: {patch: [12, 8, 8]}\nname:",
-            "multiple of 8 for the small network, not [12, 8, 8]",
+            "multiple of 8 for the small network, not [12, 8, 8] ([16, 8, 8] is near)",
         ),
         ("name:", "image: {patch: [96, 96]}\nname:", "plan.yaml:1: image.patch"),
         (
@@ -161,12 +166,20 @@ def test_no_is_a_site_like_any_other() -> None:
         (
             "rounds: 2",
             "rounds: 50\ntraining:\n  steps: 10000",
-            "plan.yaml:6: training.steps: more than 200000 steps in all rounds together",
+            "plan.yaml:6: training.steps: more than 200000 steps in all rounds together, those in reserve too (fewer "
+            "steps a round, or fewer rounds)",
         ),
         (
             "name:",
             "training: {subjects_per_step: 64}\nimage:\n  patch: [256, 256, 256]\nname:",
-            "plan.yaml:3: image.patch: patches_per_subject and subjects_per_step make too large a batch of it",
+            "plan.yaml:3: image.patch: patches_per_subject and subjects_per_step make too large a batch of it (at most "
+            "268435456 voxels in all; a step takes 128 such patches)",
+        ),
+        (
+            "name:",
+            "task: brain_mask\ntraining: {made_up: 0.5}\nname:",
+            "plan.yaml:2: training.made_up: images are made up from tissues, which the task brain_mask has none of "
+            "(remove the line)",
         ),
         ("  b: {}", "  b b: {}", "a site's name is 1 to 32 of a-z, 0-9 and '-', not 'b b'"),
     ],
@@ -177,7 +190,9 @@ def test_mistakes(old: str, new: str, says: str) -> None:
 
 def test_weights_are_one_in_a_private_study() -> None:
     text = changed("{mode: off}", "{mode: local, epsilon: 8}").replace("  b: {}", "  b: {weight: 2}")
-    assert "plan.yaml:7: sites: every weight is 1 in a private study" in refusal(text)
+    assert (
+        "plan.yaml:9: sites.b.weight: every weight is 1 in a private study, and that of b is 2 (remove the line)"
+    ) in refusal(text)
 
 
 def test_a_quorum_below_the_thresholds_is_refused_with_its_line() -> None:
@@ -236,15 +251,15 @@ FIVE = changed("  c: {}\n", "  c: {}\n  d: {}\n  e: {}\n")
     [
         ("rule: krum", "p:7: aggregation.rule: input should be 'mean', 'median', 'trimmed_mean' or 'multi_krum'"),
         ("liars: 0", "p:7: aggregation.liars: input should be greater than or equal to 1, not 0"),
-        ("liars: 1", "p:7: aggregation.liars: mean takes no number of liars; trimmed_mean and multi_krum do"),
+        ("liars: 1", "p:7: aggregation.liars: mean takes no number of liars; trimmed_mean and multi_krum do (remove"),
         ("liars: 1\n  rule: median", "p:7: aggregation.liars: median takes no number of liars"),
         (
             "rule: trimmed_mean",
-            "p:7: aggregation.rule: trimmed_mean needs aggregation.liars, how many sites may lie: 1 to 2",
+            "p:7: aggregation.rule: trimmed_mean needs aggregation.liars, how many sites may lie (set it to 1 to 2",
         ),
         (
             "rule: multi_krum",
-            "p:7: aggregation.rule: multi_krum needs aggregation.liars, how many sites may lie: 1 to 1",
+            "p:7: aggregation.rule: multi_krum needs aggregation.liars, how many sites may lie (set it to 1 here)",
         ),
         (
             "rule: trimmed_mean\n  liars: 3",
@@ -252,7 +267,7 @@ FIVE = changed("  c: {}\n", "  c: {}\n  d: {}\n  e: {}\n")
         ),
         (
             "rule: multi_krum\n  liars: 2",
-            "p:8: aggregation.liars: multi_krum over a quorum of 5 withstands at most 1, not 2",
+            "p:8: aggregation.liars: multi_krum over a quorum of 5 withstands at most 1, not 2 (set it to 1, or",
         ),
         (
             "quorum: 4\n  rule: multi_krum\n  liars: 1",
@@ -282,12 +297,13 @@ def test_a_robust_rule_needs_single_updates_of_one_weight(rule: str) -> None:
     secure = FIVE.replace("mode: secure", f"mode: secure\n  rule: {rule}")
     assert (
         f"plan.yaml:7: aggregation.rule: the server would need every site's own update for {name}, and secure "
-        "aggregation keeps it from that; use mean, or mode: plain where every site's policy allows it"
+        "aggregation keeps it from that (use mean; or mode: plain, where every site's policy allows it)"
     ) in refusal(secure)
     plain = secure.replace("mode: secure", "mode: plain")
     unequal = plain.replace("  b: {}", "  b: {weight: 2}")
-    assert f"plan.yaml:7: aggregation.rule: {name} counts every site alike: give all sites one weight" in refusal(
-        unequal
+    assert (
+        f"plan.yaml:7: aggregation.rule: {name} counts every site alike, and the sites have several weights (give"
+        in refusal(unequal)
     )
     assert parse_plan(plain, "p").content.aggregation.rule == name
     alike = plain.replace("{}", "{weight: 2}")
@@ -297,7 +313,7 @@ def test_a_robust_rule_needs_single_updates_of_one_weight(rule: str) -> None:
 def test_distributed_noise_leaves_no_single_update_for_a_rule() -> None:
     noisy = FIVE.replace("{mode: off}", "{mode: distributed, epsilon: 8}\ntraining: {steps: 1, optimiser: sgd}")
     assert parse_plan(noisy, "p").content.privacy.sampling_rate == 1.0
-    assert "one site's share of the noise protects nobody by itself: set it to secure" in refusal(
+    assert "one site's share of the noise protects nobody by itself (set aggregation.mode to secure)" in refusal(
         noisy.replace("mode: secure", "mode: plain\n  rule: median")
     )
     assert "secure aggregation keeps it from that" in refusal(noisy.replace("mode: secure", "rule: median"))
@@ -314,7 +330,7 @@ def test_a_private_study_does_not_roll_back() -> None:
     assert rollback is not None and rollback.drop == 0.1
     assert (
         "plan.yaml:6: aggregation.rollback: a private study has no validation scores: they would have to be noised and "
-        "charged to every hospital's ledger, which is not offered; remove the line"
+        "charged to every hospital's ledger, which is not offered (remove the line)"
     ) in refusal(open_study.replace("{mode: off}", "{mode: local, epsilon: 8}"))
 
 
@@ -324,8 +340,8 @@ def test_a_private_study_publishes_no_evaluation() -> None:
     assert not parse_plan(PLAN, "p").content.evaluation.federated
     assert (
         "evaluation.federated: a private study publishes no scores: they would have to be noised and charged to every "
-        "hospital's ledger, which is not offered; remove the line, and have each site score the model on its own "
-        "subjects with fedseg evaluate"
+        "hospital's ledger, which is not offered (remove the line, and have each site score the model on its own "
+        "subjects with fedseg evaluate)"
     ) in refusal(open_study.replace("{mode: off}", "{mode: local, epsilon: 8}"))
 
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedseg import policy as site_policy
 from fedseg.document import Document
 from fedseg.errors import PolicyError
-from fedseg.plan.manifest import Manifest
+from fedseg.plan.manifest import Init, Manifest
 from fedseg.plan.study import parse_plan
-from fedseg.policy import SitePolicy, default_policy, parse_policy
+from fedseg.policy import SitePolicy, default_policy, parse_policy, policy_changes
 from fedseg.runtime.session import thresholds_of
 from fedseg.secagg.thresholds import Thresholds
 from tests.runtime import toy
@@ -63,6 +65,21 @@ def test_the_sample_policy_speaks_of_every_key_and_accepts_the_private_sample_pl
     assert [key for key in SitePolicy.model_fields if f"{key}: " not in text] == []
     plan = parse_plan((SAMPLE.parent / "atlas-private.yaml").read_text(), "p")
     accept(parse_policy(text, "p"), toy.manifest(plan).model_copy(update={"noise_multiplier": 1.0}))
+
+
+def test_a_private_study_from_a_model_of_unprotected_patients_takes_the_policys_word() -> None:
+    start = Init(model_hash="0" * 64, trained_on="study 'x', WITHOUT differential privacy", protection="none")
+    study = private().model_copy(update={"init": start})
+    said = "its first model was trained on patients without differential privacy, and all its models tell of them"
+    assert refusals(default_policy(), study) == [f"{said} (allow_unprotected_start of the default policy)"]
+    written = parse_policy("max_epsilon: 9\nallow_unprotected_start: false\n", "p.yaml")
+    assert refusals(written, study) == [f"{said} (p.yaml:2, allow_unprotected_start)"]
+    assert refusals(parse_policy("allow_unprotected_start: true", "p.yaml"), study) == []
+    for harmless in ("public", "privacy"):
+        other = start.model_copy(update={"protection": harmless})
+        assert refusals(default_policy(), study.model_copy(update={"init": other})) == []
+    assert refusals(default_policy(), toy.manifest(toy.plan()).model_copy(update={"init": start})) == []
+    assert Init(model_hash="0" * 64, trained_on="a file that says nothing").protection == "none"
 
 
 def test_what_the_default_refuses() -> None:
@@ -244,3 +261,46 @@ def test_mistakes_in_a_policy(text: str, says: str) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_policy(text, "policy.yaml")
     assert says in str(caught.value)
+
+
+STRICTER: dict[str, list[Any]] = {
+    "require_privacy": [False, None, True],
+    "max_epsilon": [None, 8.0, 4.0],
+    "max_delta": [1e-3, 1e-5],
+    "allow_unprotected_start": [True, False],
+    "allow_distributed_noise": [True, False],
+    "lifetime_epsilon": [None, 20.0, 10.0],
+    "lifetime_delta": [1e-5, 1e-6],
+    "require_secure_aggregation": [False, True],
+    "allow_robust_rules": [True, False],
+    "allow_two_contributors": [True, False],
+    "allow_reused_models": [True, False],
+    "allow_validation_scores": [True, False],
+    "allow_evaluation": [True, False],
+    "min_sites": [3, 4],
+    "min_contributors": [1, 3],
+    "min_collusion": [0, 1],
+    "tasks": [("feta", "brain_mask"), ("feta",)],
+}
+
+
+def test_every_line_of_a_policy_knows_which_way_is_stricter() -> None:
+    assert list(STRICTER) == list(SitePolicy.model_fields)
+    for key, values in STRICTER.items():
+        for lax, strict in pairwise(values):
+            before, after = SitePolicy(**{key: lax}), SitePolicy(**{key: strict})
+            (there,), (back,) = policy_changes(before, after), policy_changes(after, before)
+            assert (there.key, there.before, there.after, there.laxer) == (key, lax, strict, False)
+            assert (back.before, back.after, back.laxer) == (strict, lax, True), key
+
+
+def test_what_cannot_be_compared_counts_as_laxer() -> None:
+    pairs: list[tuple[str, Any, Any]] = [
+        ("min_collusion", None, 1),
+        ("min_collusion", 1, None),
+        ("tasks", ("feta",), ("brain_mask",)),
+    ]
+    for key, before, after in pairs:
+        old, new = SitePolicy(**{key: before}), SitePolicy(**{key: after})
+        assert [change.laxer for change in policy_changes(old, new)] == [True]
+    assert policy_changes(SitePolicy(), SitePolicy()) == []

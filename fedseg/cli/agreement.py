@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedseg.errors import LinkError, PlanError
+from fedseg.errors import PlanError, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +24,15 @@ def agree(folder: SiteFolder, member: Membership) -> list[Manifest]:
 
     Raises:
         PlanError: It is another plan, or contradicts itself or this site's own ledger and log.
-        PolicyError: The policy does not allow it.
+        PolicyError: The policy does not allow it; what was agreed to is held against it before the server is asked.
     """
     from fedseg.plan.manifest import Manifest
     from fedseg.runtime.extension import following
     from fedseg.runtime.resolution import check_manifest
 
     agreed = folder.manifest
+    if agreed is not None:
+        _check_policy(member, agreed)
     with folder.connect() as remote:
         newest = remote.manifest()
         manifest = Manifest.from_json(newest)
@@ -48,9 +50,9 @@ def agree(folder: SiteFolder, member: Membership) -> list[Manifest]:
 def goes_on(folder: SiteFolder) -> bool:
     """Whether the server goes on: under another plan than that of the model here, or by evaluating that model.
 
-    False where it can't be asked.
+    Raises:
+        Unreachable: It can't be asked.
     """
-    from fedseg.cli.screen import err
     from fedseg.federation.exchange import Finished, Paused
     from fedseg.plan.manifest import Manifest
 
@@ -60,9 +62,13 @@ def goes_on(folder: SiteFolder) -> bool:
             newest = Manifest.from_json(remote.manifest())
             if newest == agreed and newest.plan.evaluation.federated:
                 return not isinstance(remote.poll(None), Finished | Paused)
-    except LinkError as error:
-        err.print(f"The server cannot be asked whether the study goes on: {error.what}.", markup=False)
-        return False
+    except Unreachable as error:
+        raise Unreachable(
+            f"the server cannot be asked whether the study goes on: {error.what}",
+            where=error.where,
+            hint=f"the model of the study as it was complete is {folder.model}; to ask again: "
+            "fedseg client join --state DIR",
+        ) from error
     return agreed is not None and newest.plan_hash != agreed.plan_hash
 
 
@@ -79,13 +85,11 @@ def _check_past(folder: SiteFolder, member: Membership, versions: Sequence[Manif
 
 def _charges(member: Membership, manifest: Manifest) -> Sequence[RoundCharge]:
     from fedseg.runtime.hospital import Hospital
-    from fedseg.store.privacy_ledger import LEDGER
 
     if not manifest.plan.private:
         return ()
-    hospital = Hospital(Path(member.data), Path.home())
-    place = hospital.kept_ledger(Path(member.ledger))
-    return hospital.open_ledger(place).ledger.charges(manifest.study) if (place / LEDGER).is_file() else ()
+    ledger = Hospital(Path(member.data), Path.home()).begun_ledger(Path(member.ledger))
+    return () if ledger is None else ledger.ledger.charges(manifest.study)
 
 
 def _check_policy(member: Membership, manifest: Manifest) -> None:
@@ -97,4 +101,4 @@ def _check_policy(member: Membership, manifest: Manifest) -> None:
     plan = manifest.plan
     numbers = thresholds_of(plan, manifest.quorum)
     usual = Thresholds.of(len(plan.sites)).c if numbers.secure else 0
-    accept(load_policy(member.policy, "this hospital's policy"), manifest, numbers.c, usual)
+    accept(load_policy(member.policy, member.policy_file or "this hospital's policy"), manifest, numbers.c, usual)

@@ -79,7 +79,7 @@ def _show(audit: Audit, paths: list[Path]) -> None:
     out.print(_verdict(audit), markup=False)
     out.print(f"What this cannot show: {'; '.join(LIMITS)}.", markup=False)
     if audit.absent:
-        asked = ", ".join(audit.absent)
+        asked = ", ".join(name.removeprefix("site ") for name in audit.absent)
         out.print(f"Next: ask {asked} for their audit.jsonl (it holds no patient data), then:", markup=False)
         out.print(f"  fedseg audit verify {' '.join(quote(str(path)) for path in paths)} FILE...", markup=False)
 

@@ -12,7 +12,7 @@ import typer
 from fedseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from fedseg.imaging.bids import Dataset
+    from fedseg.imaging.dataset import Dataset
     from fedseg.plan.manifest import Manifest
     from fedseg.runtime.site_folder import SiteFolder
 
@@ -40,6 +40,7 @@ def baseline(
     waited for. Stop it with Ctrl-C; the same command goes on. For research use only.
     """
     from fedseg.runtime.alone import BASELINE
+    from fedseg.runtime.disk_memory import remove_prepared
     from fedseg.runtime.site_folder import SiteFolder
 
     folder = SiteFolder.open(state)
@@ -53,6 +54,8 @@ def baseline(
     place = folder.root / "baseline" if out is None else out
     dataset, there = _data(folder, manifest), (place / BASELINE).exists()
     model = place / BASELINE if there else _train(folder, manifest, dataset, place, init)
+    if folder.model.is_file():
+        remove_prepared(folder.cache)
     if as_json:
         typer.echo(json.dumps(_facts(folder, manifest, model, trained=not there)))
     else:

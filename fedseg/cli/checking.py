@@ -14,7 +14,7 @@ import typer
 from fedseg.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from fedseg.imaging.bids import Dataset
+    from fedseg.imaging.dataset import Dataset
     from fedseg.imaging.quality.finding import Finding
     from fedseg.imaging.quality.scan import Scan
     from fedseg.plan.sections import Image
@@ -32,9 +32,11 @@ class Checked:
         data: What was checked.
         plan: The plan that it was checked against, or None.
         task: The task's name.
-        subjects: How many stand in each split.
+        subjects: How many stand in each split; as in ledger and report a pregnancy is one, under however many ids.
         findings: Errors first.
         picture: Where the contact sheet is, or None.
+        ids: How many ids they have.
+        labels: What was given with --labels.
     """
 
     data: Path
@@ -43,6 +45,8 @@ class Checked:
     subjects: dict[str, int]
     findings: Sequence[Finding]
     picture: Path | None = None
+    ids: int = 0
+    labels: str | None = None
 
     @property
     def errors(self) -> list[Finding]:
@@ -63,7 +67,8 @@ def checked(
         UsageError: The task is not the plan's, or the picture's name does not end in .html.
         DataError: The folder holds no data set; with `as_json` that is a finding too.
     """
-    from fedseg.imaging.bids import SPLITS, load_dataset
+    from fedseg.imaging.bids import load_dataset
+    from fedseg.imaging.dataset import SPLITS
     from fedseg.imaging.quality.finding import finding, refused
     from fedseg.labels import scheme
 
@@ -77,9 +82,9 @@ def checked(
             raise
         found = finding(refused("files", error), file=error.where or str(data))
         return Checked(data, plan, task, dict.fromkeys(SPLITS, 0), (found,))
-    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
+    counts = {split: len(dataset.units(split)) for split in SPLITS}
     findings = _run(dataset, image, picture)
-    return Checked(data, plan, task, counts, findings, picture)
+    return Checked(data, plan, task, counts, findings, picture, len(dataset.subjects()), labels)
 
 
 def _task(plan: Path | None, task: str | None) -> tuple[str, Image]:
@@ -143,17 +148,24 @@ def print_findings(result: Checked) -> None:
 
     _print_table(result)
     numbers = ", ".join(f"{count} {split}" for split, count in result.subjects.items())
-    errors, others = len(result.errors), f"{len(result.of('warning'))} warnings, {len(result.of('note'))} notes"
-    verdict = f"{errors} errors: these scans would be refused" if errors else "These scans would do"
-    out.print(f"{verdict} for the task {result.task} ({numbers} subjects, {others}).", markup=False)
+    ids = f" under {result.ids} ids" if result.ids > sum(result.subjects.values()) else ""
+    errors, others = _several(result, "error"), f"{_several(result, 'warning')}, {_several(result, 'note')}"
+    verdict = f"{errors}: these scans would be refused" if result.errors else "These scans would do"
+    out.print(f"{verdict} for the task {result.task} ({numbers} subjects{ids}, {others}).", markup=False)
     if result.picture is not None:
         out.print(f"Contact sheet: {result.picture} (patient data: readable by you only; keep it here)", markup=False)
     out.print(_next(result), markup=False)
 
 
+def _several(result: Checked, severity: str) -> str:
+    count = len(result.of(severity))
+    return f"{count} {severity}{'' if count == 1 else 's'}"
+
+
 def _next(result: Checked) -> str:
     """What a person does after this."""
-    data = quote(str(result.data))
+    labels = "" if result.labels is None else f" --labels {quote(result.labels)}"
+    data = f"{quote(str(result.data))}{labels}"
     stacks = [each for each in result.errors if each.kind == "thick-slices"]
     if stacks and result.plan is None and result.task == "feta":
         return (

@@ -12,13 +12,11 @@ import typer
 
 from fedseg.cli import baseline
 from fedseg.cli import ledger as ledger_commands
-from fedseg.errors import BelowQuorum, Interrupted
+from fedseg.errors import EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, Interrupted, InviteError, UsageError
 
 if TYPE_CHECKING:
-    import threading
-
-    from fedseg.cli.screen import Screen
-    from fedseg.imaging.bids import Dataset
+    from fedseg.cli.screen import Screen, Stop
+    from fedseg.imaging.dataset import Dataset
     from fedseg.plan.manifest import Manifest
     from fedseg.policy import SitePolicy
     from fedseg.privacy.identity import Subject
@@ -52,7 +50,9 @@ def join(
         str | None,
         typer.Option(help="Where the data set has no dseg.tsv: feta, fidon, drawem, bounti, or a table file."),
     ] = None,
-    policy: Annotated[Path | None, typer.Option(help="What this hospital accepts (YAML); only the first time.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="What this hospital accepts (YAML); each start reads it again.")
+    ] = None,
     ledger: Annotated[
         Path | None, typer.Option(help="Folder of this hospital's privacy ledger, one for all its studies.")
     ] = None,
@@ -64,40 +64,58 @@ def join(
 
     Run it again to go on, also where the study was complete here and the coordinator has extended or evaluates it.
     """
-    from fedseg.cli.agreement import agree, goes_on
     from fedseg.cli.enrolment import amend, first_time
     from fedseg.cli.screen import Screen, stopping
     from fedseg.runtime.patience import patiently
-    from fedseg.runtime.preparation import bytes_needed
     from fedseg.runtime.site_folder import SiteFolder
-    from fedseg.runtime.study import require_room
     from fedseg.store.files import exclusive
 
-    folder = SiteFolder(state)
-    first = None
-    if invite is not None:
-        first = first_time(folder, invite, data, labels, policy, ledger)
-    else:
-        folder = SiteFolder.open(state)
-        amend(folder, data, labels, policy, ledger)
-        if folder.model.is_file() and not goes_on(folder):
-            _print_end(folder, "The study is complete.")
-            return
+    folder = SiteFolder(state) if invite is not None else SiteFolder.open(state)
+    first = None if invite is None else first_time(folder, invite, data, labels, policy, ledger)
     try:
         with stopping() as stop, Screen(folder.log) as screen, exclusive(folder.root):
-            if first is not None:
+            if first is None:
+                amend(folder, data, labels, policy, ledger)
+            else:
                 patiently(first, FIRST_CONTACT_S, notify=screen, stop=stop)
-            member = folder.membership
-            versions = patiently(lambda: agree(folder, member), FIRST_CONTACT_S, notify=screen, stop=stop)
-            manifest = versions[-1]
-            dataset = _check_data(manifest, member)
-            require_room(folder.root, bytes_needed(dataset, manifest))
-            frame = _consent(folder, versions, dataset, yes, screen)
-            identity = _confirm_roster(folder, member, manifest, screen, stop)
-            _take_part(folder, identity, manifest, dataset, frame, screen, stop)
-    except (BelowQuorum, Interrupted) as error:
-        error.hint = f"go on with: fedseg client join --state {quote(str(state))}"
+            ended = _go_through(folder, yes, screen, stop)
+    except FedsegError as error:
+        if isinstance(error, InviteError) and not folder.enrolled:
+            folder.clear()
+        error.hint = _hint(error, folder)
         raise
+    _print_end(folder, ended)
+
+
+def _hint(error: FedsegError, folder: SiteFolder) -> str | None:
+    """What to do, with this site's folder in the commands: whoever raised it may not know that."""
+    if not folder.enrolled:
+        return "run the same command again" if isinstance(error, Interrupted) else error.hint
+    if error.exit_code in (EXIT_PAUSED, EXIT_INTERRUPTED):
+        return f"go on with: fedseg client join --state {quote(str(folder.root))}"
+    return error.hint and error.hint.replace("--state DIR", f"--state {quote(str(folder.root))}")
+
+
+def _go_through(folder: SiteFolder, yes: bool, screen: Screen, stop: Stop) -> str:
+    """From the question whether the study goes on to its end; what is to be said of that."""
+    from fedseg.cli.accepting import accept, policy_now
+    from fedseg.cli.agreement import agree, goes_on
+    from fedseg.runtime.patience import patiently
+    from fedseg.runtime.preparation import bytes_needed, require_room
+
+    # Asked while the folder is held: to the server whoever asks is this site, and one that has forgotten its session.
+    if folder.model.is_file() and not patiently(lambda: goes_on(folder), FIRST_CONTACT_S, notify=screen, stop=stop):
+        return "The study is complete."
+    member = policy_now(folder)
+    versions = patiently(lambda: agree(folder, member), FIRST_CONTACT_S, notify=screen, stop=stop)
+    manifest = versions[-1]
+    with stop.at_once():
+        dataset = _check_data(manifest, member)
+    require_room(folder.root, bytes_needed(dataset, manifest))
+    frame = accept(folder, member, versions, dataset, yes, screen, stop)
+    identity = _confirm_roster(folder, member, manifest, screen, stop)
+    closed = _take_part(folder, identity, manifest, dataset, frame, screen, stop)
+    return f"The study is complete: {closed} of {manifest.plan.schedule.rounds} rounds closed."
 
 
 @app.command(
@@ -117,11 +135,31 @@ def approve_roster(
 
     folder = SiteFolder.open(state)
     approved = parse_fingerprint(fingerprint)
+    _refuse_earlier(folder, approved)
     folder.approve(approved)
     out.print(f"Approved for {folder.membership.site}: the roster with these words, and no other", markup=False)
     print_words(out, approved)
     out.print("A `join` that waits goes on by itself; otherwise:", markup=False)
     out.print(f"  fedseg client join --state {quote(str(state))}", markup=False)
+
+
+def _refuse_earlier(folder: SiteFolder, approved: bytes) -> None:
+    """An extended plan gives the roster other words: approving the earlier ones would let nothing go on.
+
+    Raises:
+        UsageError: These are the words of the roster that was confirmed before the plan was extended.
+    """
+    pinned, manifest = folder.roster, folder.manifest
+    if pinned is None or manifest is None or pinned.fingerprint != approved:
+        return
+    due = replace(pinned, plan_hash=bytes.fromhex(manifest.plan_hash))
+    if due != pinned:
+        raise UsageError(
+            "this is the roster that was confirmed here before, under the plan as it was; nothing was approved",
+            where="--fingerprint",
+            hint="under the extended plan, with the same sites and keys, it is the one with the fingerprint "
+            f"{due.fingerprint.hex()}: compare the words that `join` shows with the other hospitals, then approve it",
+        )
 
 
 def _check_data(manifest: Manifest, member: Membership) -> Dataset:
@@ -133,60 +171,26 @@ def _check_data(manifest: Manifest, member: Membership) -> Dataset:
     return dataset
 
 
-def _consent(
-    folder: SiteFolder, versions: list[Manifest], dataset: Dataset, yes: bool, screen: Screen
-) -> tuple[Subject, ...]:
-    """Ask where the plan, or this version of it, has not been agreed to; the subjects whose privacy will be charged.
-
-    In a private study the ledger is there before the agreement is written down, and never made after it.
-    """
-    from fedseg.cli.consent import consent, consent_to_extension
-    from fedseg.runtime.hospital import Hospital
-
-    agreed, manifest, member = folder.manifest, versions[-1], folder.membership
-    hospital = Hospital(Path(member.data), Path.home())
-    if agreed is None and manifest.plan.private:
-        hospital.require_findable(Path(member.ledger))
-    if agreed is None:
-        screen.pause(lambda: consent(manifest, member, dataset, yes))
-    elif agreed.plan_hash != manifest.plan_hash:
-        screen.pause(lambda: consent_to_extension(agreed, manifest, member, yes))
-    frame = _frame(manifest, dataset, screen)
-    if agreed is None:
-        if manifest.plan.private:
-            hospital.first_ledger(Path(member.ledger), frame)
-        folder.accept(manifest)
-    elif agreed.plan_hash != manifest.plan_hash:
-        folder.extend(versions)
-    return frame
-
-
-def _frame(manifest: Manifest, dataset: Dataset, screen: Screen) -> tuple[Subject, ...]:
-    """The subjects that a private study charges, as their scans are; none in another one."""
-    from fedseg.runtime.charging import sampling_frame
-
-    if not manifest.plan.private:
-        return ()
-    return sampling_frame(dataset, lambda done, of: screen.bar("reading scans for the ledger", done, of))
-
-
-def _confirm_roster(
-    folder: SiteFolder, member: Membership, manifest: Manifest, screen: Screen, stop: threading.Event
-) -> Identity:
+def _confirm_roster(folder: SiteFolder, member: Membership, manifest: Manifest, screen: Screen, stop: Stop) -> Identity:
     """Wait until all sites have enrolled and the operator has confirmed who they are; on a terminal, ask."""
     from fedseg.cli.roster import ask
     from fedseg.runtime.events import Note
     from fedseg.runtime.pinning import await_roster
-    from fedseg.secagg.roster import Identity
+    from fedseg.secagg.roster import Identity, Roster
 
     earlier = folder.roster
+
+    def asked(offered: Roster) -> bool:
+        with stop.at_once():
+            return screen.pause(lambda: ask(offered, member.site, folder.root, earlier))
+
     with folder.connect() as link:
         roster = await_roster(
             folder,
             manifest,
             member.site,
             link.roster,
-            ask=lambda offered: screen.pause(lambda: ask(offered, member.site, folder.root, earlier)),
+            ask=asked,
             notify=screen,
             stop=stop,
         )
@@ -201,9 +205,10 @@ def _take_part(
     dataset: Dataset,
     frame: tuple[Subject, ...],
     screen: Screen,
-    stop: threading.Event,
-) -> None:
-    from fedseg.cli.files import load_policy
+    stop: Stop,
+) -> int:
+    """Train with the others until the study is complete; how many rounds are closed."""
+    from fedseg.cli.accepting import frame_of, policy_of
     from fedseg.runtime.charging import require_unchanged
     from fedseg.runtime.extension import append_versions
     from fedseg.runtime.model_file import write_model
@@ -217,13 +222,15 @@ def _take_part(
         screen.bar("preparing scans", done, of)
 
     layout, plan = require_network(manifest), manifest.plan
-    subjects = prepare_training(dataset, plan, folder.cache, prepared)
-    scored = prepare_validation(dataset, plan, folder.cache, prepared)
-    # What was prepared was read between the two times that it was hashed, days apart where the roster was waited for.
-    require_unchanged(frame, _frame(manifest, dataset, screen), folder.root)
-    policy = load_policy(folder.membership.policy, "this hospital's policy").content
+    with stop.at_once():
+        subjects = prepare_training(dataset, plan, folder.cache, prepared)
+        scored = prepare_validation(dataset, plan, folder.cache, prepared)
+        # What was prepared was read between the two times it was hashed, days apart where the roster was waited for.
+        require_unchanged(frame, frame_of(manifest, dataset, screen), folder.root)
+    policy = policy_of(folder.membership)
     charger = _charger(folder, manifest, policy, frame, screen) if plan.private else None
-    folder.clean_up()
+    memory = folder.memory
+    memory.clean_up()
     with folder.connect(manifest) as link, folder.open_audit(manifest.study) as evidence:
         append_versions(evidence, folder.versions)
         runner = SiteRunner(
@@ -232,7 +239,7 @@ def _take_part(
             link,
             make_trainer(manifest, identity.site, subjects, scored),
             layout,
-            folder,
+            memory,
             evidence=evidence,
             confirm=lambda enrolled: roster_in_force(folder, manifest, identity.site, enrolled),
             may_reuse=policy.allow_reused_models,
@@ -248,9 +255,8 @@ def _take_part(
         if (own := runner.personal) is not None:
             write_personal(folder.personal, manifest, layout, own, finished.history, identity.site)
         runner.say_goodbye(finished)
-    folder.erase_updates()
-    closed, rounds = len(finished.history), plan.schedule.rounds
-    _print_end(folder, f"The study is complete: {closed} of {rounds} rounds closed.")
+    memory.erase_updates()
+    return len(finished.history)
 
 
 def _charger(
@@ -267,6 +273,7 @@ def _charger(
 
 
 def _print_end(folder: SiteFolder, what: str) -> None:
+    """What the study has left here, and what is next; the bars are off the screen."""
     from fedseg.cli.screen import out
 
     out.print(what)
@@ -274,9 +281,10 @@ def _print_end(folder: SiteFolder, what: str) -> None:
     if folder.personal.is_file():
         out.print(f"  personal {folder.personal}  (this site's own: it was never sent)", markup=False)
     out.print("Next:", markup=False)
-    out.print(
-        f"  fedseg evaluate {quote(str(folder.model))} --data {quote(folder.membership.data)} --out DIR", markup=False
-    )
+    models = [folder.model, *([folder.personal] if folder.personal.is_file() else [])]
+    named, member = " ".join(quote(str(model)) for model in models), folder.membership
+    labels = "" if member.labels is None else f" --labels {quote(member.labels)}"
+    out.print(f"  fedseg evaluate {named} --data {quote(member.data)}{labels} --out DIR", markup=False)
     out.print(f"  fedseg client baseline --state {quote(str(folder.root))}  # did joining help?", markup=False)
     out.print(f"  fedseg privacy-report {quote(str(folder.root))}", markup=False)
     out.print(f"  fedseg audit verify {quote(str(folder.root))}", markup=False)

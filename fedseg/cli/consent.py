@@ -8,39 +8,74 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedseg.cli.plan_lines import (
+    evaluation_line,
+    images_line,
+    privacy_line,
+    starting_line,
+    strategy_line,
+    training_line,
+)
 from fedseg.errors import Interrupted, PolicyError, UsageError
+from fedseg.report.numbers import printed
 
 if TYPE_CHECKING:
-    from fedseg.imaging.bids import Dataset
+    from fedseg.imaging.dataset import Dataset
     from fedseg.plan.manifest import Manifest
+    from fedseg.privacy.outlook import Outlook
+    from fedseg.runtime.prospects import Prospects
     from fedseg.runtime.site_folder import Membership
 
 
-def consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool) -> None:
-    """Show what will happen, and ask."""
-    from rich.table import Table
+def consent(
+    manifest: Manifest,
+    member: Membership,
+    dataset: Dataset,
+    yes: bool,
+    found: Prospects | None = None,
+    question: str = "Take part?",
+) -> None:
+    """Show what will happen, refuse what no budget here would last for, and ask.
+
+    Args:
+        manifest: The study.
+        member: This site.
+        dataset: Its scans.
+        yes: Whether nobody is to be asked.
+        found: What the study may cost the subjects here; None where it has no privacy.
+        question: What is asked.
+
+    Raises:
+        BudgetError: As `Prospects.require`.
+    """
+    from rich.table import Column, Table
     from rich.text import Text
 
     from fedseg.cli.screen import err
-    from fedseg.cli.study import privacy_line
-    from fedseg.imaging.bids import SPLITS
+    from fedseg.imaging.dataset import SPLITS
 
-    plan = manifest.plan
-    table = Table(show_header=False, box=None, title=Text(f"Study: {plan.name}"), title_justify="left")
-    counts = {split: len(dataset.subjects(split)) for split in SPLITS}
+    plan, folded = manifest.plan, Column(overflow="fold")
+    table = Table(
+        Column(no_wrap=True), folded, show_header=False, box=None, title=Text(f"Study: {plan.name}"),
+        title_justify="left",
+    )  # fmt: skip
+    counts = {split: len(dataset.units(split)) for split in SPLITS}
+    tests = len(dataset.subjects("test"))
     for what, value in {
         "plan hash": manifest.plan_hash,
         "server": member.address,
         "this site": member.site,
         "all sites": ", ".join(plan.site_names),
-        "trains on": f"{counts['train']} here; {counts['validation']} validation, {counts['test']} test stay out",
+        "trains on": f"{_subjects(dataset)} here; {counts['validation']} validation, {counts['test']} test stay out",
         **({"scores on": f"{counts['validation']} validation"} if plan.aggregation.rollback is not None else {}),
-        **({"evaluates on": _evaluation_line(manifest, counts["test"])} if plan.evaluation.federated else {}),
+        **({"evaluates on": evaluation_line(manifest, tests)} if plan.evaluation.federated else {}),
         "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps",
         "starts from": starting_line(manifest),
         "trains": training_line(manifest),
-        **({"strategy": strategy_line(manifest)} if plan.strategy.name != "fedavg" else {}),
+        "sees": images_line(manifest),
+        "strategy": strategy_line(manifest),
         "privacy": privacy_line(manifest),
+        **({"lifetime": lifetime_line(found.lifetime)} if found is not None else {}),
         **({"trust": _trust_line(manifest)} if plan.distributed else {}),
         "aggregation": _aggregation_line(manifest),
         "leaves here": _leaving_line(manifest),
@@ -51,12 +86,16 @@ def consent(manifest: Manifest, member: Membership, dataset: Dataset, yes: bool)
     err.print(table)
     if manifest.quorum == 2 and plan.aggregation.mode == "secure":
         err.print("A round may end with two contributors, who could each read the other's update.")
+    if found is not None:
+        found.require()
     if not yes:
-        _ask_to_take_part("Take part?")
+        _ask_to_take_part(question)
 
 
-def consent_to_extension(agreed: Manifest, manifest: Manifest, member: Membership, yes: bool) -> None:
-    """Show what an extension changes, and ask."""
+def consent_to_extension(
+    agreed: Manifest, manifest: Manifest, member: Membership, yes: bool, found: Prospects | None = None
+) -> None:
+    """Show what an extension changes, and ask; `found` and what is raised as in `consent`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -76,6 +115,9 @@ def consent_to_extension(agreed: Manifest, manifest: Manifest, member: Membershi
         "charged.",
         markup=False,
     )
+    if found is not None:
+        err.print(f"Lifetime: {lifetime_line(found.lifetime)}", markup=False)
+        found.require()
     if not yes:
         _ask_to_take_part("Go on under the extended plan?")
 
@@ -86,13 +128,12 @@ def changes(agreed: Manifest, manifest: Manifest) -> list[tuple[str, str, str]]:
     from fedseg.runtime.resolution import past_events
 
     old, new = agreed.plan, manifest.plan
-    begun = manifest.parent.last_round if manifest.parent else 0
     rows = [
         ("plan hash", agreed.plan_hash[:16], manifest.plan_hash[:16]),
-        ("rounds", f"{old.schedule.rounds}", f"{new.schedule.rounds}, of which {begun} were begun"),
+        ("rounds", f"{old.schedule.rounds}", f"{new.schedule.rounds}{_begun(agreed, manifest)}"),
     ]
     if new.evaluation.federated and not old.evaluation.federated:
-        rows += [("evaluates on", "no subject", _evaluation_line(manifest, None))]
+        rows += [("evaluates on", "no subject", evaluation_line(manifest))]
     if new.private:
         spent = epsilon(past_events(manifest.parent), new.privacy.delta)
         rows += [
@@ -108,24 +149,39 @@ def changes(agreed: Manifest, manifest: Manifest) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _evaluation_line(manifest: Manifest, subjects: int | None) -> str:
-    """Who is scored at the end, and who can know what of it."""
-    who = "the test subjects" if subjects is None else f"{subjects} test"
-    if manifest.plan.aggregation.mode != "secure":
-        return f"{who}, at the end; PLAIN: the server sees how many they are, and their mean scores"
+def _begun(agreed: Manifest, manifest: Manifest) -> str:
+    """How far the study had come. Evaluations have numbers too: where there may be some, no count follows from them."""
+    begun = manifest.parent.last_round if manifest.parent else 0
+    if not agreed.plan.evaluation.federated:
+        return f", of which {begun} were begun"
+    return f" to be closed in all; the next has the number {begun + 1} (evaluations are numbered too, not counted)"
+
+
+def lifetime_line(found: Outlook) -> str:
+    """What the subjects here have spent over all studies, and would have after this one. For the site's own screen."""
+    limit = "no lifetime_epsilon in the policy" if found.limit is None else f"lifetime_epsilon {found.limit:g} allowed"
     return (
-        f"{who}, at the end: their number and scores, added up over at least {manifest.quorum} sites, are published; "
-        "if all others collude, or have none, they know this site's"
+        f"at most epsilon {printed(found.spent)} spent so far by any subject here, and {printed(found.after)} after "
+        f"this whole study (delta {found.delta:g}); {limit}. Shown here alone: it tells of single subjects"
     )
 
 
+def _subjects(dataset: Dataset) -> str:
+    """How many train, as the ledger counts them: a pregnancy is one, under however many ids."""
+    units, ids = len(dataset.units("train")), len(dataset.subjects("train"))
+    return f"{units}" if units == ids else f"{units} subjects ({ids} ids)"
+
+
 def _ask_to_take_part(question: str) -> None:
+    from fedseg.cli.screen import err
+
     if not sys.stdin.isatty():
         hint = "add --yes if this is agreed: fedseg client join --state DIR --yes"
         raise UsageError("nobody can be asked: there is no terminal", hint=hint)
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
+        err.print()
         raise Interrupted("stopped before anything was computed or sent", hint="run the same command again") from None
     if not agreed:
         raise PolicyError(
@@ -147,34 +203,6 @@ def _aggregation_line(manifest: Manifest) -> str:
         f"secure while {helpers} the server (c = {numbers.c}): it sees only sums over at least {manifest.quorum} of "
         f"{len(plan.sites)} sites, and {numbers.t} must agree before a mask comes off (t = {numbers.t}){uneven}"
     )
-
-
-def starting_line(manifest: Manifest) -> str:
-    """What round 1 starts from, and whether somebody's privacy is at stake in it."""
-    if manifest.init is None:
-        return "weights drawn from the plan's seed: nobody's data is in them"
-    return f"model {manifest.init.model_hash[:16]}, trained on {manifest.init.trained_on}"
-
-
-def training_line(manifest: Manifest) -> str:
-    """Which of the network's parameters train."""
-    layers = {"all": "all layers", "head": "the head alone", "norms": "the normalisation layers alone"}
-    named = layers.get(manifest.plan.training.layers, f"the {manifest.plan.training.layers} alone")
-    together = " with the other sites" if manifest.plan.strategy.name == "fedbn" else ""
-    return f"{named}: {manifest.dimension:,} of {manifest.parameters:,} parameters{together}"
-
-
-def strategy_line(manifest: Manifest) -> str:
-    """How rounds move the study where it isn't FedAvg, and what of training stays at a site."""
-    chosen = manifest.plan.strategy
-    lines = {
-        "fedprox": f"fedprox: training is pulled to each round's first model (mu {chosen.proximal})",
-        "scaffold": "scaffold: sites correct the drift of their training; this site's correction stays here",
-        "fedbn": "fedbn: scale and shift of normalisation stay here, in a personal model that is never sent",
-        "ditto": f"ditto: a personal model is trained here beside the shared one (lambda {chosen.proximal}), in as "
-        "many steps again; it is never sent",
-    }
-    return lines.get(chosen.name, f"{chosen.name}: an optimiser at the server takes the mean update")
 
 
 def _trust_line(manifest: Manifest) -> str:

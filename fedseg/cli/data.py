@@ -12,7 +12,7 @@ import typer
 from fedseg.errors import EXIT_FAILED, DataError
 
 if TYPE_CHECKING:
-    from fedseg.imaging.bids import Dataset
+    from fedseg.imaging.dataset import Dataset
     from fedseg.plan.study import StudyPlan
 
 app = typer.Typer(help="Make scans up, or check those of a site.", no_args_is_help=True)

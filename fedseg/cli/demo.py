@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +33,10 @@ LIMIT_S = 600.0
 HONEST = (
     "Eight subjects a site are few: under epsilon 8, noise drowns most of what they could teach. More subjects, "
     "or a larger budget that patients agree to, is what lets a private model learn."
+)
+ALONE = (
+    "Alone, a site trains on its own scans and without privacy: what it would have without joining. That model stays "
+    "at the site."
 )
 
 
@@ -68,6 +71,7 @@ def demo(
     screen.print("4. The server and the three sites, each a process of its own")
     _federate(run, study, dict(zip(SITES, invites, strict=True)))
     screen.print("5. How good is the model on subjects that nobody trained on, and did joining help?")
+    run.together([_baseline(out / site / "state", first) for site in SITES])
     _print_scores(_scores(out, first))
     screen.print("6. What was promised to patients, and was it kept?")
     run.together([["privacy-report", str(study), "--html", str(out / "privacy.html")]], show=True)
@@ -146,6 +150,10 @@ def _synthesize(data: Path, style: int) -> list[str]:
 def _pretrain(plan: Path, out: Path) -> list[str]:
     options = {"--plan": plan, "--out": out, **PRETRAINING}
     return ["pretrain", *(str(word) for pair in options.items() for word in pair)]
+
+
+def _baseline(state: Path, first: Path) -> list[str]:
+    return ["client", "baseline", "--state", str(state), "--init", str(first), "--json"]
 
 
 def _free_port() -> int:
@@ -229,26 +237,16 @@ def _page(out: Path, site: str) -> Path:
 
 
 def _scores(out: Path, first: Path) -> dict[str, dict[str, float]]:
-    """Mean Dice on each site's test subjects: of the first model, the study's, and one that each site trained alone."""
-    from fedseg.runtime.alone import write_own_model
+    """Mean Dice on each site's test subjects: of the first model, the study's, and each site's baseline."""
+    from fedseg.runtime.alone import BASELINE
     from fedseg.runtime.study import StudyFolder
 
-    study = StudyFolder.open(out / "study")
-
-    def alone(site: str) -> Path:
-        return write_own_model(study, site, out / site / "data", out / site / "alone", lambda _done, _of: None)
-
-    with ThreadPoolExecutor(2) as pool:
-        own = dict(zip(SITES, pool.map(alone, SITES), strict=True))
-    models = {"first model": first, "trained together": study.model}
-    models |= {f"{site} alone": model for site, model in own.items()}
-    scores = {
-        name: {site: _dice(model, out / site / "data", site) for site in SITES}
-        for name, model in models.items()
-        if model != study.model
-    }
+    model = StudyFolder.open(out / "study").model
+    models = {"first model": first}
+    models |= {f"{site} alone": out / site / "state" / "baseline" / BASELINE for site in SITES}
+    scores = {name: {site: _dice(each, out / site / "data", site) for site in SITES} for name, each in models.items()}
     scores["trained together"] = {
-        site: _write_page(study.model, out / site / "data", _page(out, site).parent, site) for site in SITES
+        site: _write_page(model, out / site / "data", _page(out, site).parent, site) for site in SITES
     }
     (out / "scores.json").write_text(json.dumps(scores, indent=1))
     return scores
@@ -286,3 +284,8 @@ def _print_scores(scores: dict[str, dict[str, float]]) -> None:
     out.print(table)
     gain = means["trained together"] - means["first model"]
     out.print(f"Training together moved the first model's mean Dice by {gain:+.3f}. {HONEST}")
+    alone, together = sum(scores[f"{site} alone"][site] for site in SITES) / len(SITES), means["trained together"]
+    helped = "helped" if together > alone else "did not help"
+    out.print(
+        f"Each at home, the sites alone have {alone:.3f}, the study {together:.3f}: here joining {helped}. {ALONE}"
+    )

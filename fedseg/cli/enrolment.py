@@ -1,4 +1,7 @@
-"""What a site gives at its first `join`: checked before the invite is used up, changed until the study is agreed to."""
+"""What a site gives at its first `join`: checked before the invite is used up, changed until the study is agreed to.
+
+The policy's file may be named, or changed, at any time: `accepting` says what then holds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from fedseg.errors import UsageError
@@ -15,19 +19,23 @@ if TYPE_CHECKING:
 
 
 def amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Path | None, ledger: Path | None) -> None:
-    """Change what was given at the first `join`, as long as the study has not been agreed to.
+    """Change what was given at the first `join`: the policy's file at any time, the rest until the study is agreed to.
 
     Raises:
-        UsageError: if it has been.
+        UsageError: if it has been, and more than the policy is given.
+        PolicyError: if the file is no policy.
     """
     from fedseg.runtime.hospital import Hospital
 
-    given = {"data": data, "labels": labels, "policy": policy, "ledger": ledger}
+    if policy is not None:
+        policy_text(policy)
+        folder.remember(replace(folder.membership, policy_file=str(policy.resolve())))
+    given = {"data": data, "labels": labels, "ledger": ledger}
     changed = [name for name, value in given.items() if value is not None]
     if not changed:
         return
     if folder.manifest is not None:
-        hint = f"go on with: fedseg client join --state {folder.root}"
+        hint = f"go on with: fedseg client join --state {quote(str(folder.root))}"
         raise UsageError(f"--{changed[0]} cannot be changed once the study is agreed to", hint=hint)
     member = folder.membership
     scans = Path(member.data) if data is None else data.resolve()
@@ -37,7 +45,6 @@ def amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Pat
             member,
             data=str(scans),
             labels=_labels(labels) or member.labels,
-            policy=member.policy if policy is None else _policy_text(policy),
             ledger=str(hospital.ledger_folder(ledger) if ledger else hospital.kept_ledger(Path(member.ledger))),
         )
     )
@@ -45,13 +52,13 @@ def amend(folder: SiteFolder, data: Path | None, labels: str | None, policy: Pat
 
 def _labels(given: str | None) -> str | None:
     """What was given with --labels, checked; a file by its full path."""
-    from fedseg.imaging.bids import given_table
+    from fedseg.imaging.label_tables import given_table
 
     given_table(given)
     return str(Path(given).resolve()) if given is not None and Path(given).is_file() else given
 
 
-def _policy_text(path: Path) -> str:
+def policy_text(path: Path) -> str:
     """A policy's text, checked."""
     from fedseg.cli.files import load_policy, read_text
 
@@ -74,7 +81,7 @@ def first_time(
     invite = Invite.decode(text)
     folder.refuse_other_study(invite)
     require_folder(data, "folder")
-    agreed = None if policy is None else _policy_text(policy)
+    agreed = None if policy is None else policy_text(policy)
     invite.require_unexpired(time.time())
     place = Hospital(data, Path.home()).ledger_folder(ledger)
     if place.is_relative_to(folder.root.resolve()):
@@ -84,6 +91,8 @@ def first_time(
 
     def enrol() -> None:
         folder.enrol(invite, data=where, labels=table, ledger=place, policy=agreed, now=time.time())
+        if policy is not None:
+            folder.remember(replace(folder.membership, policy_file=str(policy.resolve())))
         err.print(f"Enrolled as {invite.site}; this site's keys are in {folder.root / 'keys'}", markup=False)
 
     return enrol

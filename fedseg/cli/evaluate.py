@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedseg.errors import UsageError
+from fedseg.errors import EXIT_FAILED, DataError, UsageError
 
 if TYPE_CHECKING:
     from fedseg.runtime.scoring import Source
@@ -60,7 +60,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="The site of subjects whose table names none; one for each --data. Of several data sets it is by "
-            "default the folder's name."
+            "default the folder's name, of one called data that of the folder above."
         ),
     ] = None,
     cleanup: Annotated[
@@ -78,6 +78,7 @@ def evaluate(
 
     Table, CSV, JSON, and one HTML page that opens offline. Nothing leaves this machine. For research use only.
     """
+    from fedseg.cli.main import show
     from fedseg.cli.screen import Screen
     from fedseg.runtime.prediction import Options
     from fedseg.runtime.reporting import write_evaluation
@@ -97,10 +98,30 @@ def evaluate(
             options=Options(cleanup=cleanup, mirror=mirror),
             on_case=lambda done, of: screen.bar("evaluating", done, of),
         )
+    _warn(document)
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
         _print(document, models, out)
+    if failed := document.get("models", [document])[0]["failed"]:
+        for each in failed:
+            show(DataError(each["error"], where=each["scan"], hint=each["hint"]))
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _warn(document: dict[str, Any]) -> None:
+    """Of models that must stay, and of names in the report that may be a person's."""
+    from fedseg.cli.screen import err
+    from fedseg.report.evaluation import never_hand_on, row_name
+    from fedseg.runtime.naming import naming_warning
+
+    documents = document.get("models", [document])
+    for each in documents:
+        if why := never_hand_on(each["model"]):
+            err.print(f"Note: {each['model']['file']} must not be handed on: {why}", markup=False)
+    rows = documents[0]["subjects"]
+    if named := naming_warning((row_name(row), row["subject"]) for row in rows):
+        err.print(f"Warning: {named}", markup=False)
 
 
 def _evaluate_federated(study: Path, more: bool, as_json: bool) -> None:
@@ -132,8 +153,13 @@ def _sources(data: list[Path], labels: list[str], sites: list[str]) -> list[Sour
     return [Source(*each) for each in zip(data, tables, names, strict=True)]
 
 
+def _site_name(folder: Path) -> str:
+    """What a person would call a data set: SITE of SITE/data as of SITE."""
+    return folder.parent.name if folder.name == "data" and folder.parent.name else folder.stem
+
+
 def _folder_names(data: list[Path]) -> list[str]:
-    names = [folder.resolve().stem for folder in data]
+    names = [_site_name(folder.resolve()) for folder in data]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         hint = "name the sites: one --site for each --data; and each data set once"
@@ -157,14 +183,13 @@ def _print(document: dict[str, Any], models: list[Path], out: Path) -> None:
     for each in documents:
         for line in score_tables.worst(each, named=len(documents) > 1):
             screen.print(line, markup=False)
+        screen.print(score_tables.flagged(each, named=len(documents) > 1), markup=False)
     for compared in document.get("comparisons", ()):
         names = [documents[compared[place]]["model"]["file"] for place in ("first", "second")]
         screen.print(score_tables.comparison(compared, *names))
         for line in score_tables.verdict(compared, *names):
             screen.print(line, markup=False)
-    split, subjects = documents[0]["split"], score_tables.subjects(documents[0])
-    scored = "all subjects" if split == "all" else f"the subjects of the split {split}"
-    screen.print(f"Scored: {scored}, {subjects}. For research use only.", markup=False)
-    screen.print(f"Page: {out / PAGE}; also {TABLE} and {DOCUMENT} there", markup=False)
+    screen.print("\n".join(score_tables.scored(documents[0])), markup=False)
+    screen.print(f"Page: {out / PAGE}; also {TABLE} and {DOCUMENT} there (patient data: keep them here)", markup=False)
     screen.print("Next: look at the page, worst subject first. To segment new scans:", markup=False)
     screen.print(f"  fedseg predict {quote(str(models[0]))} SCANS --out DIR", markup=False)

@@ -107,8 +107,8 @@ def _print(study: StudyFolder, manifest: Manifest, found: list[Evaluation]) -> N
     )
     if newest_of(manifest, study.db.rounds(), study.enrolled().server_key) is None:
         out.print("The study has gone on since: its newest model is not evaluated.", markup=False)
-    out.print("Next: see whether all logs agree on it:", markup=False)
-    out.print(f"  fedseg audit verify {quote(str(study.root))} SITE/audit.jsonl...", markup=False)
+    out.print("Next: see whether the log agrees on it; name the sites' audit.jsonl behind it, once you have them:")
+    out.print(f"  fedseg audit verify {quote(str(study.root))}", markup=False)
 
 
 def _table(newest: Evaluation, manifest: Manifest) -> Table:

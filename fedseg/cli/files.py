@@ -23,8 +23,15 @@ def read_text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"there is no such {what}", where=str(path), hint="check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"this {what} cannot be read: {error}", where=str(path)) from None
+    except IsADirectoryError:
+        raise UsageError(f"this is a folder, not a {what}", where=str(path), hint="name the file in it") from None
+    except UnicodeDecodeError as error:
+        wide = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+        hint = "it is UTF-16: save it as UTF-8" if wide else "is this the right file? It has to be text in UTF-8"
+        raise UsageError(f"this {what} is not text", where=str(path), hint=hint) from None
+    except OSError as error:
+        hint = "is it a file that you may read?"
+        raise UsageError(f"this {what} cannot be read: {error.strerror}", where=str(path), hint=hint) from None
 
 
 def load_plan(path: Path) -> Document[StudyPlan]:

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from fedseg.store.privacy_ledger import HospitalLedger
 
 app = typer.Typer(help="This hospital's privacy ledger: show, verify, export.", no_args_is_help=True)
-HEX = 12
+HEX, PLAN = 12, 6
+WORDS = (
+    "A charge is one attempt at a round, and counts in full from the moment it is written, whether its update was "
+    "handed over or not. Days are UTC. sigma: noise multiplier; q: chance of a subject to be drawn for a step.",
+    "A subject is a pregnancy, under however many ids. Numbers of subjects and records, and the largest epsilon of any "
+    "subject, are for this screen: neither --json nor export has them.",
+)
 
 State = Annotated[Path | None, typer.Option(help="A study's state folder; its data folder tells which ledger.")]
 Folder = Annotated[Path | None, typer.Option("--ledger", metavar="DIR", help="The ledger's own folder.")]
@@ -73,7 +79,7 @@ def verify(
     book = opened.ledger
     counts = f"{len(book.records)} records, {len(book.charged)} charges"
     out.print(f"The ledger in {opened.folder} is whole: {counts}.", markup=False)
-    out.print(f"  head  {book.head}")
+    _print_heads(book)
     if head is not None:
         out.print(f"It goes on from {head[:HEX]}: nothing that was there then is gone.")
     else:
@@ -89,6 +95,7 @@ def export(
     ledger: Folder = None,
 ) -> None:
     """Write the ledger for auditors: every charge, and nothing that tells whether one subject is in it."""
+    from fedseg.cli.paragraphs import say
     from fedseg.cli.screen import out
     from fedseg.runtime.ledger_facts import LEFT_OUT, export_document
     from fedseg.store.files import write_atomic
@@ -97,8 +104,7 @@ def export(
     document = export_document(opened.ledger, deltas)
     write_atomic(file, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
     out.print(f"The export is {file}. Left out:", markup=False)
-    for what in LEFT_OUT:
-        out.print(f"  {what}", markup=False)
+    say(*(f"- {what}" for what in LEFT_OUT), indent=2)
 
 
 def _open(state: Path | None, ledger: Path | None) -> tuple[HospitalLedger, Deltas]:
@@ -122,30 +128,38 @@ def _open(state: Path | None, ledger: Path | None) -> tuple[HospitalLedger, Delt
 
 
 def _show(book: Ledger, facts: dict[str, Any], deltas: Deltas) -> None:
+    from fedseg.cli.paragraphs import say
     from fedseg.cli.screen import out
 
-    out.print(f"Ledger {facts['ledger'][:HEX]}: {len(book.records)} records, head {book.head}\n", markup=False)
+    out.print(f"Ledger {facts['ledger'][:HEX]}, {len(book.records)} records", markup=False)
+    _print_heads(book)
+    out.print("")
     subjects = {charge.key: len(charge.subjects) for charge in book.charged}
     for study in facts["studies"]:
         plans = ", ".join(plan[:HEX] for plan in study["plans"])
         out.print(f"Study {study['study']}, {'plan' if len(study['plans']) == 1 else 'plans'} {plans}", markup=False)
         out.print(_charges(study, subjects))
-        out.print(
-            f"  epsilon {_bound(book.epsilon(study['study'], study['delta']))} at delta {study['delta']:g} "
+        say(
+            f"epsilon {_bound(book.epsilon(study['study'], study['delta']))} at delta {study['delta']:g} "
             f"({study['accountant']}), the largest of any subject: "
-            f"{study['rounds']} rounds, {len(study['charges'])} charges, {study['steps']} steps\n",
-            markup=False,
+            f"{study['rounds']} rounds, {len(study['charges'])} charges, {study['steps']} steps",
+            indent=2,
         )
-    out.print(
+        out.print("")
+    limit = "the policy sets no lifetime_epsilon" if deltas.limit is None else f"lifetime_epsilon is {deltas.limit:g}"
+    say(
         f"Over all studies: epsilon {_bound(book.epsilon(None, deltas.lifetime))} at delta {deltas.lifetime:g}, the "
-        "largest of any subject.",
-        markup=False,
+        f"largest of any subject{f'; {limit}' if deltas.known else ''}."
     )
-    if facts["studies"]:
-        out.print(
-            "Numbers of subjects and records, and the largest epsilon of any subject, are for this screen: neither "
-            "--json nor export has them."
-        )
+    say(*(WORDS if facts["studies"] else ()))
+
+
+def _print_heads(book: Ledger) -> None:
+    from fedseg.cli.screen import out
+    from fedseg.runtime.ledger_facts import charged_head
+
+    out.print(f"  head, its newest charge, as reports and exports have it:\n    {charged_head(book)}")
+    out.print(f"  its last record, which stays here:\n    {book.head}")
 
 
 def _bound(epsilon: float) -> str:
@@ -155,19 +169,24 @@ def _bound(epsilon: float) -> str:
 
 
 def _charges(study: dict[str, Any], subjects: dict[tuple[str, int, int], int]) -> Table:
-    from rich.markup import escape
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("round", "attempt", "plan", "steps", "sigma", "q", "mechanism", "handed over", "subjects")
+    plans = study["plans"] if len(study["plans"]) > 1 else []
+    table = Table(
+        "round", "attempt", *(["plan"] if plans else []), "charged on", box=SIMPLE_HEAD, collapse_padding=True
+    )
+    for name in ("steps", "sigma", "q", "handed\nover", "subjects"):
+        table.add_column(name, justify="right")
     for charge in study["charges"]:
         table.add_row(
             str(charge["round"]),
             str(charge["attempt"]),
-            escape(charge["plan_hash"][:HEX]),
+            *([charge["plan_hash"][:PLAN]] if plans else []),
+            charge["day"],
             str(charge["steps"]),
             f"{charge['noise_multiplier']:.4g}",
             f"{charge['sampling_rate']:g}",
-            charge["mechanism"],
             "yes" if charge["committed"] else "no",
             str(subjects[charge["study"], charge["round"], charge["attempt"]]),
         )

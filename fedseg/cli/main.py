@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `fedseg --help` answers at
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import Annotated
@@ -30,7 +31,9 @@ from fedseg.cli import (
     privacy_plan,
     server,
     study,
+    study_status,
 )
+from fedseg.cli.event_lines import in_words
 from fedseg.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PAUSED, FedsegError, Interrupted, UsageError
 
 EPILOG = (
@@ -59,6 +62,20 @@ privacy_plan.register(app)
 privacy.register(app)
 privacy_audit.register(app)
 demo.register(app)
+study_status.register(study.app)
+
+
+def _join_lines(group: typer.Typer) -> None:
+    """Break the help of all commands where the terminal ends: typer keeps a docstring's own breaks after its first."""
+    for command in group.registered_commands:
+        paragraphs = inspect.cleandoc(inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _join_lines(inner.typer_instance)
+
+
+_join_lines(app)
 
 
 def _version(wanted: bool) -> None:
@@ -78,10 +95,10 @@ def _main(
 
 def show(error: FedsegError) -> None:
     """Print an error: what, where, what to do."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     stopped = error.exit_code in (EXIT_PAUSED, EXIT_INTERRUPTED)
     label = "[bold yellow]Stopped:[/]" if stopped else "[bold red]Error:[/]"
-    console.print(f"{label} {escape(error.what)}", soft_wrap=True)
+    console.print(f"{label} {escape(in_words(error.what))}", soft_wrap=True)
     if error.where:
         console.print(f"  [dim]where:[/] {escape(error.where)}", soft_wrap=True)
     if error.hint:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,10 +15,13 @@ from fedseg.errors import EXIT_FAILED
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fedseg.errors import DataError
     from fedseg.runtime.batch import Batch, Predicted
     from fedseg.runtime.prediction import Segmenter
+    from fedseg.runtime.scans import Scan
 
 GIGABYTE = 1e9
+UNFOLDED = 40
 WAYS = {
     "patch": "in one patch each",
     "windows": "by overlapping windows",
@@ -63,10 +68,14 @@ def predict(
     from fedseg.runtime.prediction import Options, Segmenter
     from fedseg.runtime.scans import find_scans
 
-    scans = find_scans(inputs)
+    faults: list[DataError] = []
+    scans = find_scans(inputs, faults.append)
     outputs = Outputs(probseg=probseg, uncertainty=uncertainty, brain_mask=brain_mask)
     with Screen(None) as screen, stopping() as stop:
-        segmenter = Segmenter([model, *(also or [])], Options(cleanup=cleanup, mirror=mirror, one_pass=one_pass))
+        models = [model, *(also or [])]
+        segmenter = Segmenter(models, Options(cleanup=cleanup, mirror=mirror, one_pass=one_pass))
+        _warn(models, segmenter, scans, faults)
+        screen.bar("segmenting", 0, len(scans))
         batch = segment_all(
             segmenter,
             scans,
@@ -89,7 +98,9 @@ def _document(segmenter: Segmenter, batch: Batch) -> dict[str, object]:
     from dataclasses import asdict
 
     return {
-        "models": [{"study": card.study, "model_hash": card.model_hash} for card in segmenter.cards],
+        "models": [
+            {"study": card.study, "model_hash": card.model_hash, "privacy": card.privacy} for card in segmenter.cards
+        ],
         "options": asdict(segmenter.options),
         "segmented": [each.to_json() for each in batch.done],
         "failed": [{"scan": str(scan.image), "error": error.what} for scan, error in batch.failed],
@@ -97,33 +108,85 @@ def _document(segmenter: Segmenter, batch: Batch) -> dict[str, object]:
     }
 
 
+def _warn(models: Sequence[Path], segmenter: Segmenter, scans: Sequence[Scan], faults: Sequence[DataError]) -> None:
+    """What to know before anything is written: models that must stay, names that may be a person's, odd tables."""
+    from fedseg.cli.screen import err
+    from fedseg.report.evaluation import never_hand_on
+    from fedseg.runtime.naming import naming_warning
+
+    for path, card in zip(models, segmenter.cards, strict=True):
+        if why := never_hand_on({"privacy": card.privacy}):
+            err.print(f"Note: {path} must not be handed on: {why}", markup=False)
+    if named := naming_warning((scan.image.name, None) for scan in scans):
+        err.print(f"Warning: {named}", markup=False)
+    for table in dict.fromkeys(fault.where for fault in faults):
+        first, *more = [fault.what for fault in faults if fault.where == table]
+        others = f" (and {len(more)} more: `fedseg data check` lists all)" if more else ""
+        err.print(f"Warning: {table}: {first}{others}. What is wrong there counts as not known.", markup=False)
+
+
 def _show(segmenter: Segmenter, batch: Batch, out: Path) -> None:
     from fedseg.cli.screen import out as screen
 
+    if not batch.done:
+        screen.print("No scan is segmented.")
+        return
+    screen.print(_table(segmenter, batch))
+    for line in _lines(segmenter, batch):
+        screen.print(line, markup=False)
     total = len(batch.done) + len(batch.failed)
-    if batch.done:
-        screen.print(_table(segmenter, batch))
-        for each in batch.done:
-            for flag in each.flags:
-                if flag.severity != "note":
-                    hint = f" ({flag.hint})" if flag.hint else ""
-                    screen.print(f"{flag.severity}: {each.scan.name}: {flag.what}{hint}", markup=False)
-        screen.print(_ways(batch), markup=False)
-    names = "; dseg.tsv there names the labels" if batch.done and len(segmenter.scheme.tissues) > 1 else ""
-    looks = " Look at each before you use it. For research use only." if batch.done else ""
-    screen.print(f"{len(batch.done)} of {total} scans are segmented in {out}{names}.{looks}", markup=False)
+    scans = "1 scan is" if total == 1 else f"{len(batch.done)} of {total} scans are"
+    names = "; dseg.tsv there names the labels" if len(segmenter.scheme.tissues) > 1 else ""
+    screen.print(f"{scans} segmented in {out}{names}. Patient data: readable by you only.", markup=False)
+    screen.print("For research use only. Next: look at each over its scan, flagged ones first:", markup=False)
+    first = min(batch.done, key=_severity)
+    files = quote(str(first.scan.image)), quote(str(first.files["segmentation"]))
+    screen.print(f"  itksnap -g {files[0]} -s {files[1]}", markup=False)
+
+
+def _lines(segmenter: Segmenter, batch: Batch) -> Iterator[str]:
+    """What stands below the table."""
+    from fedseg.report.volumes import BRAIN_TISSUE
+
+    if len(segmenter.scheme.tissues) > 1:
+        yield BRAIN_TISSUE
+    if segmenter.options.cleanup:
+        yield "Clean-up: what it removed apart from the brain (-), and filled of holes (+)"
+    for each in batch.done:
+        for flag in each.flags:
+            if flag.severity != "note":
+                hint = f" ({flag.hint})" if flag.hint else ""
+                yield f"{flag.severity}: {each.scan.name}: {flag.what}{hint}"
+    unaged = sum(each.scan.gestational_age_weeks is None for each in batch.done)
+    if unaged and len(segmenter.scheme.tissues) > 1:
+        which = f"{unaged} of {len(batch.done)} scans" if len(batch.done) > 1 else "the scan"
+        yield f"Volume for the age: not checked of {which}, as no participants.tsv gives the gestational age."
+    yield _ways(batch)
+
+
+def _severity(each: Predicted) -> int:
+    """0 for a scan with an error, 1 for one with a warning."""
+    found = {flag.severity for flag in each.flags}
+    return 0 if "error" in found else 1 if "warning" in found else 2
 
 
 def _table(segmenter: Segmenter, batch: Batch) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    cleaned = ("removed mL", "filled mL") if segmenter.options.cleanup else ()
-    table = Table("scan", "brain mL", *cleaned, "uncertainty", "flags", "seconds")
+    tissues = len(segmenter.scheme.tissues) > 1
+    volumes = ("brain tissue mL", "ventricles mL") if tissues else ("mask mL",)
+    cleaned = ("clean-up mL",) if segmenter.options.cleanup else ()
+    table = Table("scan", "weeks", *volumes, *cleaned, "uncertainty", "flags", "seconds")
+    table.columns[0].overflow = "fold"
+    table.columns[0].no_wrap = max(len(each.scan.name.name) for each in batch.done) <= UNFOLDED
     for each in batch.done:
-        changes = (f"{each.cleaned.removed_ml:.2f}", f"{each.cleaned.filled_ml:.2f}") if cleaned else ()
-        numbers = (f"{sum(each.volumes_ml.values()):.1f}", *changes, f"{each.uncertainty:.3f}")
-        table.add_row(escape(each.scan.name.name), *numbers, _flagged(each), f"{each.seconds:.1f}")
+        weeks = each.scan.gestational_age_weeks
+        shown = (each.brain_tissue_ml or 0.0, each.volumes_ml["ventricles"]) if tissues else each.volumes_ml.values()
+        changes = (f"-{each.cleaned.removed_ml:.2f} +{each.cleaned.filled_ml:.2f}",) if cleaned else ()
+        numbers = (*(f"{volume:.1f}" for volume in shown), *changes, f"{each.uncertainty:.3f}")
+        age = "-" if weeks is None else f"{weeks:.1f}"
+        table.add_row(escape(each.scan.name.name), age, *numbers, _flagged(each), f"{each.seconds:.1f}")
     return table
 
 

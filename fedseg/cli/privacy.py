@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,11 @@ import typer
 from fedseg.errors import EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from fedseg.report.facts import OwnFigures, PrivacyReport
-    from fedseg.report.privacy_sections import Section
+    from datetime import date
+
+    from fedseg.report.facts import PrivacyReport
+    from fedseg.report.own_figures import OwnFigures
+    from fedseg.report.privacy_parts import Section
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +37,7 @@ def privacy_report(
     ] = None,
 ) -> None:
     """Say what was promised to patients and whether it was kept, recomputed from the ledger."""
-    report = gather(folder, audit)
+    report = gather(folder, audit, datetime.now(UTC).date())
     if html is not None:
         from fedseg.report.html import privacy_page
         from fedseg.store.files import write_atomic
@@ -49,8 +53,8 @@ def privacy_report(
         raise typer.Exit(EXIT_FAILED)
 
 
-def gather(folder: Path, audit: Path | None = None) -> PrivacyReport:
-    """The facts of a site's state or a study.
+def gather(folder: Path, audit: Path | None = None, made: date | None = None) -> PrivacyReport:
+    """The facts of a site's state or a study, reported on a day (UTC).
 
     Raises:
         UsageError: if the folder is neither, or the audit is of another mechanism.
@@ -62,9 +66,9 @@ def gather(folder: Path, audit: Path | None = None) -> PrivacyReport:
     from fedseg.runtime.study import StudyFolder
 
     if SiteFolder(folder).enrolled:
-        return site_facts(SiteFolder.open(folder), audit)
+        return site_facts(SiteFolder.open(folder), audit, made)
     if (folder / "manifest.json").is_file():
-        return study_facts(StudyFolder.open(folder), audit)
+        return study_facts(StudyFolder.open(folder), audit, made)
     raise UsageError("this folder is neither a site's state nor a study", where=str(folder), hint="check the path")
 
 
@@ -84,7 +88,8 @@ def show(report: PrivacyReport, own: OwnFigures | None = None) -> None:
         own: What the site alone may see.
     """
     from fedseg.cli.screen import out
-    from fedseg.report.privacy_sections import headline, own_section, sections
+    from fedseg.report.own_figures import own_section
+    from fedseg.report.privacy_sections import headline, sections
 
     out.print(f"Privacy report of study {report.study!r}: {', '.join(headline(report))}", markup=False)
     for section in (*((own_section(own, report),) if own is not None else ()), *sections(report)):
@@ -94,13 +99,14 @@ def show(report: PrivacyReport, own: OwnFigures | None = None) -> None:
 def _print(section: Section) -> None:
     from rich.table import Table
 
+    from fedseg.cli.paragraphs import say
     from fedseg.cli.screen import out
 
     out.print(f"\n{section.title}", style="bold", markup=False)
     for paragraph in section.paragraphs:
-        out.print(paragraph, markup=False)
+        say(paragraph)
     for name, text in section.facts:
-        out.print(f"  {name}: {text}", markup=False)
+        say(f"{name}: {text}", indent=2)
     if section.table is not None:
         table = Table()
         for place, name in enumerate(section.table.head):
@@ -110,4 +116,4 @@ def _print(section: Section) -> None:
             table.add_row(*row)
         out.print(table)
     for point in section.points:
-        out.print(f"- {point}", markup=False)
+        say(f"- {point}")

@@ -89,26 +89,28 @@ def _audited(plan: Path | None, study: Path | None) -> Audited:
 def _show(audit: Audit, found: Membership | None, out: Path | None) -> None:
     from rich.table import Table
 
+    from fedseg.cli.paragraphs import say
     from fedseg.cli.screen import out as screen
 
     table = Table("probe", "answer", "numbers")
     for probe in audit.probes:
         table.add_row(probe.name, "as claimed" if probe.passed else "CAUGHT", probe.detail)
     screen.print(table)
-    for line in (*_bounds(audit), CAUGHT if audit.caught else CONSISTENT):
-        screen.print(line, markup=False)
-    for line in (*_inversion(audit), *(_membership(found) if found else ())):
-        screen.print(line, markup=False)
+    say(*_bounds(audit), CAUGHT if audit.caught else CONSISTENT)
+    say(*_inversion(audit), *(_membership(found) if found else ()))
     if out is not None:
         screen.print(f"Written: {out / 'audit.json'} and {out / 'inversion.png'}", markup=False)
 
 
 def _bounds(audit: Audit) -> list[str]:
+    from fedseg.report.numbers import printed
+
     claim = audit.claim
     noise = "" if claim.honest is None else f", shared by {claim.honest} sites"
     lines = [
-        f"Claimed: epsilon {audit.claimed:.3f} at delta {audit.delta:g} for {claim.steps} steps of noise multiplier "
-        f"{claim.noise_multiplier:g}{noise}, sampling rate {claim.sampling_rate:g}.",
+        f"Claimed: epsilon {printed(audit.claimed)} at delta {audit.delta:g} for the {claim.steps} steps that were "
+        f"audited, of noise multiplier {claim.noise_multiplier:g}{noise}, sampling rate {claim.sampling_rate:g}. It is "
+        "of these steps alone; what a study spends stands in its report.",
         f"Proven with 95% confidence: epsilon is at least {audit.lower_bound:.3f}, whatever the mechanism; at least "
         f"{audit.lower_bound_gaussian:.3f}, if its noise is Gaussian. With {audit.trials} canaries no more than "
         f"{audit.largest_provable:.3f} could have been proven of any mechanism.",

@@ -34,6 +34,7 @@ PRETRAIN = (
     "noise then has to spare what the model knows instead of letting it learn everything."
 )
 
+ACCOUNTANTS = {"PLD": "privacy loss distributions (PLD)", "RDP": "Renyi differential privacy (RDP)"}
 FEWER = 4
 """How much shorter a study is that is proposed for comparison."""
 
@@ -141,6 +142,7 @@ def gather(document: Document[StudyPlan]) -> Facts:
     Raises:
         PlanError: The plan has no budget, or one that cannot be kept; names its line.
     """
+    from fedseg.cli.privacy_choices import alternatives
     from fedseg.privacy.planning import EASY, HARD, REASON, forecast, spending
 
     plan = document.content
@@ -173,7 +175,7 @@ def gather(document: Document[StudyPlan]) -> Facts:
         "verdict": chosen.verdict,
         "thresholds": {"workable": EASY, "doubtful": HARD, "reason": REASON},
         "spending": asdict(spent),
-        "alternatives": _alternatives(scenario, parameters),
+        "alternatives": alternatives(plan, scenario, parameters),
     }
     return facts | {"advice": _advice(facts, scenario)}
 
@@ -215,23 +217,6 @@ def _parameters(plan: StudyPlan) -> dict[str, int]:
     return {layers: trained_parameters(plan.network.preset, classes, layers) for layers in LAYERS}
 
 
-def _alternatives(scenario: Scenario, parameters: Mapping[str, int]) -> list[Facts]:
-    """A row for each choice of layers and each mode that these sites could have."""
-    from fedseg.plan.sections import RATES
-    from fedseg.privacy.planning import forecast
-
-    rows = []
-    for layers, dimension in parameters.items():
-        for mode in ("local", "distributed") if scenario.honest else ("local",):
-            other = scenario.in_mode(mode, RATES[mode])
-            try:
-                found = asdict(forecast(other, dimension))
-            except PlanError as error:
-                found = {"dimension": dimension, "refused": error.what}
-            rows.append({"layers": layers, "privacy": mode, "steps": other.steps, "sampling_rate": other.rate, **found})
-    return rows
-
-
 def _advice(facts: Facts, scenario: Scenario) -> list[str]:
     """What a plan needs beside its budget, and what would bring the noise ratio down, and to where."""
     said = [] if facts["layers"] == "all" else [FROZEN]
@@ -252,12 +237,12 @@ def _other_choices(facts: Facts, scenario: Scenario) -> list[str]:
     said = []
     fewest = min((row for (_, mode), row in rows.items() if mode == scenario.mode), key=lambda row: row["dimension"])
     if fewest["dimension"] < facts["dimension"]:
-        said.append(f"Train fewer layers: {fewest['federation']:.3g} with training.layers: {fewest['layers']}.")
+        said.append(f"Train fewer layers: ratio {fewest['federation']:.3g} with training.layers: {fewest['layers']}.")
     pooled = rows.get((facts["layers"], "distributed"))
     if scenario.mode == "local" and pooled is not None and pooled["federation"] < facts["federation"]:
         said.append(
-            f"Distribute the noise: {pooled['federation']:.3g} with privacy.mode: distributed. A round is then one "
-            f"step of all sites, and that takes trust in at least {(scenario.honest or 1) - 1} of the other "
+            f"Distribute the noise: ratio {pooled['federation']:.3g} with privacy.mode: distributed. A round is then "
+            f"one step of all sites, and that takes trust in at least {(scenario.honest or 1) - 1} of the other "
             "contributors of every sum: that they add their share of the noise and tell it to nobody."
         )
     return said
@@ -269,27 +254,25 @@ def _other_schedules(facts: Facts, scenario: Scenario) -> list[str]:
     said = []
     if scenario.rate < 1:
         full = forecast(replace(scenario, rate=1.0), facts["dimension"])
-        said.append(f"Draw more subjects a step: {full.federation:.3g} with privacy.sampling_rate: 1.")
+        said.append(f"Draw more subjects a step: ratio {full.federation:.3g} with privacy.sampling_rate: 1.")
     if scenario.rounds >= FEWER:
         short = replace(scenario, rounds=scenario.rounds // FEWER)
         ratio = forecast(short, facts["dimension"]).federation
-        said.append(f"Take fewer steps: {ratio:.3g} with schedule.rounds: {short.rounds}.")
+        said.append(f"Take fewer steps: ratio {ratio:.3g} with schedule.rounds: {short.rounds}.")
     return said
 
 
 def show(facts: Facts) -> None:
     """Print the facts for a person."""
+    from fedseg.cli.paragraphs import say
     from fedseg.cli.screen import out
 
-    out.print("\n".join(_summary(facts)), markup=False)
+    say(*_summary(facts))
     out.print("")
-    out.print(VERDICTS[facts["verdict"]], markup=False)
-    out.print(facts["thresholds"]["reason"], markup=False)
-    for sentence in facts["advice"]:
-        out.print(f"- {sentence}", markup=False)
+    say(VERDICTS[facts["verdict"]], facts["thresholds"]["reason"], *(f"- {each}" for each in facts["advice"]))
     out.print("\nNoise ratio of a step of the federation, by the layers that train:")
     out.print(_table(facts))
-    out.print(_footnote(facts), markup=False)
+    say(_footnote(facts))
 
 
 def _summary(facts: Facts) -> list[str]:
@@ -299,12 +282,13 @@ def _summary(facts: Facts) -> list[str]:
     smallest = min(sites, key=lambda name: sites[name])
     kept = f"; {printed(spent['reserve'])} with the reserve" if reserve else ""
     return [
-        f"Budget: epsilon {facts['epsilon']:g} at delta {facts['delta']:g} for each subject, over {rounds} rounds"
-        f"{f' and {reserve} in reserve' if reserve else ''}, {_steps(facts['steps'])} each at sampling rate "
-        f"{facts['sampling_rate']:g}.",
+        f"Budget: epsilon {facts['epsilon']:g} at delta {facts['delta']:g} for each subject (a pregnancy), over "
+        f"{rounds} rounds{f' and {reserve} in reserve' if reserve else ''}, {_steps(facts['steps'])} each at "
+        f"sampling rate {facts['sampling_rate']:g}.",
         f"Sites: {len(sites)} with {sum(sites.values()):,} subjects; the smallest is {smallest} with "
         f"{sites[smallest]:,}.",
-        f"Noise multiplier: {facts['noise_multiplier']:g}, {facts['privacy']} noise; accountant {spent['accountant']}.",
+        f"Noise multiplier: {facts['noise_multiplier']:g}, {facts['privacy']} noise; epsilon is reckoned by "
+        f"{ACCOUNTANTS[spent['accountant']]}.",
         f"Epsilon: {printed(spent['first'])} after round 1; {printed(spent['schedule'])} after round {rounds}, of "
         f"which the last adds {printed(spent['last'])}{kept}.",
         f"Noise ratio of one step, {facts['network']} network, layers {facts['layers']} "
@@ -326,10 +310,11 @@ def _ratios(facts: Facts, smallest: str) -> str:
 
 
 def _table(facts: Facts) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     modes = sorted({row["privacy"] for row in facts["alternatives"]}, reverse=True)
-    table = Table("layers", "parameters", *(f"{mode} noise" for mode in modes))
+    names = ("parameters", *(f"{mode} noise" for mode in modes))
+    table = Table("layers", *(Column(name, justify="right") for name in names))
     for layers in LAYERS:
         rows = {row["privacy"]: row for row in facts["alternatives"] if row["layers"] == layers}
         ratios = ("refused" if "refused" in rows[mode] else f"{rows[mode]['federation']:.3g}" for mode in modes)

@@ -90,6 +90,7 @@ def ask(roster: Roster, site: str, state: Path, earlier: Roster | None = None) -
     try:
         answer = typer.prompt(QUESTION, default="", show_default=False, err=True)
     except typer.Abort:
+        err.print()
         raise Interrupted("stopped before the roster was confirmed: nothing was computed or sent", hint=again) from None
     if answer.strip().lower() != "yes":
         raise RosterError(

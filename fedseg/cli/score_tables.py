@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from fedseg.labels import display_name
+from fedseg.report.evaluation import row_name
 
 DECIMALS = {"dice": 3, "hd95_mm": 2, "volume_similarity": 3, "euler_difference": 1, "asd_mm": 2, "nsd": 3}
 HEADINGS = {
@@ -30,6 +32,8 @@ CAPTION = (
 
 GROUPS = {"by_site": "site", "by_age": "weeks", "by_pathology": "pathology"}
 ALPHA = 0.05
+SERIOUS = ("error", "warning")
+NAMED = 5
 
 
 def tissues(summary: Mapping[str, Any]) -> Table:
@@ -75,6 +79,29 @@ def worst(document: Mapping[str, Any], *, named: bool) -> Iterator[str]:
         yield f"Worst site{model}: {found['site']['site']}, mean Dice {found['site']['dice']:.3f}"
 
 
+def flagged(document: Mapping[str, Any], *, named: bool) -> str:
+    """How many quality flags there are, and which scans have errors or warnings."""
+    rows = document["subjects"]
+    severities = Counter(flag["severity"] for row in rows for flag in row["flags"])
+    counts = ", ".join(f"{severities[each]} {each}{'' if severities[each] == 1 else 's'}" for each in SERIOUS)
+    scans = [row_name(row) for row in rows if any(flag["severity"] in SERIOUS for flag in row["flags"])]
+    more = f" and {len(scans) - NAMED} more" if len(scans) > NAMED else ""
+    which = f" ({', '.join(scans[:NAMED])}{more}: the page says why)" if scans else ""
+    model = f" of {document['model']['file']}" if named else ""
+    return f"Quality flags{model}: {counts}{which}"
+
+
+def scored(document: Mapping[str, Any]) -> Iterator[str]:
+    """Who was scored, and which scans could not be."""
+    split = document["split"]
+    who = "all subjects" if split == "all" else f"the subjects of the split {split}"
+    yield f"Scored: {who}, {_subjects(document)}. For research use only."
+    if names := [row_name(each) for each in document["failed"]]:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        scans = "1 scan" if len(names) == 1 else f"{len(names)} scans"
+        yield f"Not scored, and in no mean: {scans} ({', '.join(names[:NAMED])}{more}: the page says why)"
+
+
 def comparison(compared: Mapping[str, Any], first: str, second: str) -> Table:
     """Two models on the same subjects: each metric's mean, then Dice by tissue."""
     title = f"{second} minus {first}, {compared['subjects']} subjects"
@@ -101,8 +128,7 @@ def verdict(compared: Mapping[str, Any], first: str, second: str) -> Iterator[st
     yield from (f"Note: {note}" for note in compared["notes"])
 
 
-def subjects(document: Mapping[str, Any]) -> str:
-    """How many subjects and scans were scored."""
+def _subjects(document: Mapping[str, Any]) -> str:
     rows = document["subjects"]
     people = len({(row["site"], row["subject"]) for row in rows})
     return f"{people} subjects" if people == len(rows) else f"{people} subjects, {len(rows)} scans"

@@ -34,7 +34,7 @@ def start(
     from fedseg.cli.screen import Screen, out, stopping
     from fedseg.errors import BelowQuorum, Interrupted
     from fedseg.rpc.addresses import split_address
-    from fedseg.runtime.coordinator import StudyState
+    from fedseg.runtime.course import StudyState
     from fedseg.runtime.model_file import write_model
     from fedseg.runtime.preparation import layout_of
     from fedseg.runtime.serve import serve

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -50,15 +50,23 @@ def create(
 
 
 def _show(folder: Path, manifest: Manifest) -> None:
+    from fedseg.cli import plan_lines as lines
     from fedseg.cli.screen import out
 
-    out.print(f"Study {manifest.plan.name!r} is in {folder}", markup=False)
-    out.print(f"  plan hash      {manifest.plan_hash}")
-    out.print(f"  parameters     {manifest.parameters:,}, of which {manifest.dimension:,} train")
-    if manifest.init is not None:
-        out.print(f"  starts from    a model trained on {manifest.init.trained_on}", markup=False)
-    out.print(f"  sites          {', '.join(manifest.plan.site_names)} (quorum {manifest.quorum})")
-    out.print(f"  privacy        {privacy_line(manifest)}", markup=False)
+    plan = manifest.plan
+    out.print(f"Study {plan.name!r} is in {folder}", markup=False)
+    for what, value in {
+        "plan hash": manifest.plan_hash,
+        "sites": f"{', '.join(plan.site_names)} (quorum {manifest.quorum})",
+        "work": f"{plan.schedule.rounds} rounds of {plan.training.steps} steps",
+        "starts from": lines.starting_line(manifest),
+        "trains": lines.training_line(manifest),
+        "sees": lines.images_line(manifest),
+        "strategy": lines.strategy_line(manifest),
+        "evaluation": lines.evaluation_line(manifest),
+        "privacy": lines.privacy_line(manifest),
+    }.items():
+        out.print(f"  {what:<15}{value}", markup=False)
     if manifest.plan.aggregation.mode == "plain":
         out.print("  AGGREGATION IS PLAIN: the server will see every site's own update.")
     out.print("Next, for each site, send it the line that this prints:")
@@ -73,7 +81,11 @@ def _show(folder: Path, manifest: Manifest) -> None:
 
 
 def _initial(plan: StudyPlan, init: Path | None) -> FirstModel:
-    """What round 1 starts from: the plan's seed, or a model file."""
+    """What round 1 starts from: the plan's seed, or a model file.
+
+    Raises:
+        ModelError: The file holds no model of the plan's network and task, or one that must stay at its site.
+    """
     from fedseg.errors import ModelError
     from fedseg.federation.vector import Layout
     from fedseg.plan.manifest import Init
@@ -90,7 +102,13 @@ def _initial(plan: StudyPlan, init: Path | None) -> FirstModel:
             where=str(init),
             hint=f"the plan asks for network {plan.network.preset}, task {plan.task}",
         )
-    source = Init(model_hash=card.model_hash, trained_on=trained_on(card))
+    if "never_hand_on" in card.privacy:
+        raise ModelError(
+            "this model must never be handed on: it is one site's own, and every site of the study would get it",
+            where=str(init),
+            hint="start from a model that may leave: one of fedseg pretrain, or a study's own",
+        )
+    source = Init(model_hash=card.model_hash, trained_on=trained_on(card), protection=protection(card))
     return replace(first, weights=Layout.of(named).flatten(named), init=source)
 
 
@@ -102,21 +120,17 @@ def trained_on(card: ModelCard) -> str:
     if mode == "off":
         return f"study {card.study!r}, WITHOUT differential privacy: its subjects are protected by nothing"
     epsilon, delta = card.privacy.get("epsilon"), card.privacy.get("delta")
-    return f"study {card.study!r}, under a budget of epsilon {epsilon} at delta {delta} for its subjects"
+    started = ", from a model of patients WITHOUT differential privacy" if "unprotected_start" in card.privacy else ""
+    return f"study {card.study!r}, under a budget of epsilon {epsilon} at delta {delta} for its subjects{started}"
 
 
-def privacy_line(manifest: Manifest) -> str:
-    """One line on a study's privacy, for screens."""
-    privacy = manifest.plan.privacy
-    if not manifest.plan.private:
-        return "PRIVACY IS OFF: no differential privacy"
-    begun = manifest.parent.last_round if manifest.parent else 0
-    rounds = manifest.plan.schedule.rounds + privacy.reserve_rounds - begun
-    after = f" after the {begun} that were begun before" if begun else ""
-    return (
-        f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for each subject "
-        f"(noise multiplier {manifest.noise_multiplier:g}, calibrated to {rounds} rounds{after})"
-    )
+def protection(card: ModelCard) -> Literal["public", "privacy", "none"]:
+    """What protects whom a model was trained on, by its file; what says nothing of it protects nobody."""
+    mode = card.privacy.get("mode")
+    if mode == "public":
+        return "public"
+    bounded = mode in ("local", "distributed") and "unprotected_start" not in card.privacy
+    return "privacy" if bounded else "none"
 
 
 @app.command(epilog="Example: fedseg study extend my-study --rounds 5 --epsilon 10")
@@ -156,6 +170,9 @@ def extend(
         if path.is_file():
             out.print(f"The version before is kept: {path}", markup=False)
     out.print(f"Next, start the server:\n  fedseg server start {quote(str(folder))}", markup=False)
+    if not study.enrolled().keys:
+        out.print(f"Nobody has enrolled yet; send each site its invite: fedseg study invite {quote(str(folder))} SITE")
+        return
     out.print("and have each site look at what changes, agree, and compare the roster's words again:", markup=False)
     out.print("  fedseg client join --state DIR", markup=False)
 
@@ -180,10 +197,14 @@ def invite(
         )
     out.print(made.encode(), markup=False)
     err.print(
-        f"Send this line to {site} by a way that only they can read; it is good once, for {hours} hours. There:\n"
+        f"Send this line to {site} by a way that only they can read; it is good once, for {_hours(hours)}. There:\n"
         "  fedseg client join INVITE --data BIDS_DIR --state DIR",
         markup=False,
     )
+
+
+def _hours(count: int) -> str:
+    return "1 hour" if count == 1 else f"{count} hours"
 
 
 @app.command(epilog="Example: fedseg study roster my-study")
@@ -233,7 +254,8 @@ def _show_roster(folder: Path, manifest: Manifest, enrolled: Enrolled, fingerpri
     print_words(out, fingerprint)
     out.print(
         "Have the sites read the words to each other, in one call with all of them; not by the mail that carried the "
-        "invites. Each site then confirms them where it joined, or where it has no terminal with:",
+        "invites. Each site then confirms them where it joined, or where it has no terminal, at the site and with its "
+        "own state folder, by:",
         markup=False,
     )
-    out.print("  fedseg client approve-roster --state DIR --fingerprint HEX", markup=False)
+    out.print(f"  fedseg client approve-roster --state DIR --fingerprint {fingerprint.hex()}", markup=False)

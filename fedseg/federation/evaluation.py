@@ -6,8 +6,10 @@ same, wherever it is; a subject's scans count as their mean. A site without such
 
 What the aggregate tells. It is a sum over the session's contributors. Whoever knows what all of them but one have
 added, because they collude or have no such subjects, knows that one's: how many subjects it has, and its means. So does
-a contributor of two. Nothing is noised, so private studies have none. A minimum on the number of subjects could not be
-enforced: it is known only once the sum is out.
+a contributor of two. Two evaluations of one study by different contributors differ by them, so that the number of
+subjects of a site that is in one of them alone can follow, whatever models they are of: sites sign a later one for the
+contributors of the earlier alone, unless their policy says otherwise. Nothing is noised, so private studies have none.
+A minimum on the number of subjects could not be enforced: it is known only once the sum is out.
 
 What a liar can do. Nobody sees one site's statistics, so one contributor can set each mean to any value in its range;
 only sums that no honest sites can make are refused (`aggregate_of`).
@@ -167,9 +169,13 @@ def aggregate_of(code: StatisticsCode, total: NDArray[np.uint32], many: int) -> 
         many: How many sites are in it.
 
     Raises:
-        ProtocolError: The sum is none that so many sites can make which keep to the code: numbers of subjects that are
-            no whole numbers, more values missing than there are subjects, or a sum beyond its number of values.
+        ProtocolError: No label scheme has so many statistics; or the sum is none that so many sites can make which keep
+            to the code: numbers of subjects that are no whole numbers, more values missing than there are subjects, or
+            a sum beyond its number of values.
     """
+    tissues, rest = divmod(code.dimension - 10, 6)
+    if tissues < 1 or rest:
+        raise ProtocolError(f"an evaluation of {code.dimension} statistics, which no label scheme has")
     statistics = code.decode(total, many)
     # Half a unit in the last place at each site.
     slack = many / (2 * code.scale)

@@ -241,12 +241,13 @@ OUTGOING: tuple[Outgoing, ...] = (
         "the privacy report as JSON and as a page (annex)",
         "declared",
         "epsilon in it is that of the charges, whoever was in their frames; but their number may hinge on a budget, as "
-        "WithdrawRequest.reason does; its head is that of the newest charge, as in ClaimLedgerRequest.head",
+        "WithdrawRequest.reason does; its head is that of the newest charge, as in ClaimLedgerRequest.head; it dates "
+        "them to the day, as finer times would tell how long training took; and it shows the hospital's own limits",
         "private",
     ),
     Outgoing(
         "document.ledger_export",
-        "the ledger for auditors: every charge of each study, with its time and hash",
+        "the ledger for auditors: every charge of each study, with its day and hash",
         "declared",
         "no subject, no number of subjects, nothing composed for any one of them; but it names all studies of the "
         "hospital and the charges of each, whose number may hinge on a budget",
@@ -256,7 +257,8 @@ OUTGOING: tuple[Outgoing, ...] = (
         "document.audit_log",
         "this site's log of the protocol: keys, signatures, hashes, who was in which round, when and why it left one",
         "declared",
-        "no scan and no update; what it says of rounds and times tells no less than WithdrawRequest.reason and "
+        "no scan and no update; of an evaluation the published sums over its contributors, among them how many "
+        "subjects they scored; what it says of rounds and times tells no less than WithdrawRequest.reason and "
         "connection.time",
     ),
     Outgoing(

@@ -101,6 +101,11 @@ class Part:
         """float32[P]: this site's own model, beside the one that the study releases; None where there is none."""
         return None
 
+    @property
+    def outlives(self) -> bool:
+        """Whether more rounds, of an extension, would start from what was kept of the last one."""
+        return True
+
 
 class Corrected(Part):
     """The site's side of SCAFFOLD, option II (Karimireddy et al. 2020, 1910.06378, Algorithm 1).
@@ -120,6 +125,14 @@ class Corrected(Part):
         own, (shared,) = self._variate(turn), self._strategy.moments(turn.state)
         mean_gradient = -sent.astype(np.float64) / path_length(self._plan, turn.number)
         return (own.astype(np.float64) - shared + mean_gradient).astype(np.float32)
+
+    @property
+    def outlives(self) -> bool:
+        """No: such a study cannot have more rounds (`runtime.extension`).
+
+        Two of them and what the server publishes give the site's last update in the clear.
+        """
+        return False
 
     def _variate(self, turn: Turn) -> Weights:
         """c_i, float32[d]: 0 before the first closed round, and after that of the newest one, as every site is in all.

@@ -1,158 +1,33 @@
-"""A site's data set: BIDS folders, or a CSV of pairs, read into cases.
-
-One `subject` is one patient: all its sessions and runs stand under one id. The unit of privacy is one pregnancy: the
-subject, or all subjects with the same `subject_key`.
-
-Brain masks hold external CSF: in the atlases the `_desc-brain_mask` files are all that has a tissue label (they agree
-with "label is not 0" to better than 0.5 per cent of the voxels); the hand-drawn masks of the thick-slice stacks
-(`site-chuv`) are looser and take in a rim of skull as well. Where a case has no mask file, the mask task takes what
-isn't background in its label map.
-"""
+"""BIDS folders, and CSVs of pairs, read into data sets."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import DataError
+from fedseg.imaging.dataset import Case, Dataset
+from fedseg.imaging.folders import entities, is_own, niftis_below, niftis_in
+from fedseg.imaging.grids import refuse_stack
+from fedseg.imaging.label_tables import LabelTable, given_table, table_for
 from fedseg.imaging.nifti import read_header
+from fedseg.imaging.participants import People, read_participants
 from fedseg.imaging.tables import (
     Participant,
     Row,
     Tell,
     read_pairs,
-    read_participants,
-    read_text,
     refuse,
     refuse_mixed_units,
 )
-from fedseg.imaging.transforms import refuse_stack
-from fedseg.labels import BRAIN_MASK, TABLES, LabelScheme, class_map, named_table, parse_dseg_tsv
+from fedseg.labels import BRAIN_MASK, LabelScheme
 from fedseg.privacy.identity import spelling
 
-SPLITS = ("train", "validation", "test")
+_SCANS_OWN = {"sub", "ses", "acq", "ce", "rec", "dir", "run", "mod", "echo", "part", "chunk"}
+"""Entities that tell a subject's scans apart; others (`desc`, `label`, `space`) only tell files made from one."""
 
-_EXTENSIONS = (".nii.gz", ".nii")
-_OWN_RESULTS = "fedseg"
-_OWN = ("sub", "ses", "acq", "rec", "run")
 _MASKS = {("desc", "brain"), ("label", "brain")}
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """What the indices of a label map mean.
-
-    Args:
-        source: The file it was read from, or the name of a known table.
-        names: Name of each index.
-    """
-
-    source: str
-    names: Mapping[int, str]
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One scan of one subject, and what belongs to it.
-
-    Args:
-        subject: The patient's id, without `sub-`. Never leaves the site.
-        session: BIDS session, or None.
-        run: BIDS run, or None.
-        image: The T2w volume.
-        labels: Its label map, or None.
-        mask: Its brain mask, or None.
-        site: Column `site` of participants.tsv, or None.
-        gestational_age_weeks: Weeks, or None.
-        pathology: As written, or None.
-        split: `train`, `validation` or `test`.
-        table: What the indices in `labels` mean; None where there is no table.
-        subject_key: Column `subject_key`: the same for all ids of one pregnancy; None where there is one id.
-    """
-
-    subject: str
-    session: str | None
-    run: str | None
-    image: Path
-    labels: Path | None
-    mask: Path | None
-    site: str | None
-    gestational_age_weeks: float | None
-    pathology: str | None
-    split: str
-    table: LabelTable | None = None
-    subject_key: str | None = None
-
-    @property
-    def unit(self) -> str:
-        """The unit of privacy: the subject_key, else the subject."""
-        return self.subject if self.subject_key is None else self.subject_key
-
-    @property
-    def name(self) -> str:
-        """The file's name without `_T2w` and extension: `sub-01_rec-srr`; what outputs are named after."""
-        return re.sub(r"_T2w$", "", _stem(self.image))
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """All the cases of a site.
-
-    Args:
-        root: Its folder (of a CSV: the folder that holds it).
-        cases: By subject, then file name.
-        scheme: The scheme that the labels are read for.
-        problems: What is wrong with single cases and cells; empty after `load_dataset` with `strict`.
-        absent: Subjects that participants.tsv lists and that have no scan.
-    """
-
-    root: Path
-    cases: tuple[Case, ...]
-    scheme: LabelScheme
-    problems: tuple[DataError, ...] = ()
-    absent: tuple[str, ...] = ()
-
-    def subjects(self, split: str | None = None) -> dict[str, tuple[Case, ...]]:
-        """Cases of each subject of a split (of all, for None), subjects sorted."""
-        chosen = [case for case in self.cases if split in (None, case.split)]
-        return {
-            subject: tuple(case for case in chosen if case.subject == subject)
-            for subject in sorted({case.subject for case in chosen})
-        }
-
-    def units(self, split: str | None = None) -> dict[str, tuple[Case, ...]]:
-        """Cases of each unit of privacy in a split (in all, for None), units sorted.
-
-        Whatever samples, clips or charges goes by these, never by `subjects`.
-        """
-        chosen = [case for case in self.cases if split in (None, case.split)]
-        return {
-            unit: tuple(case for case in chosen if case.unit == unit) for unit in sorted({case.unit for case in chosen})
-        }
-
-    def target(self, case: Case) -> Path | None:
-        """The file to learn from: the label map, or for the brain mask task the mask where there is one."""
-        if self.scheme == BRAIN_MASK and case.mask is not None:
-            return case.mask
-        return case.labels
-
-    def class_map(self, case: Case) -> dict[int, int] | None:
-        """Class of each index in `target(case)`; None for a mask, where what isn't 0 is 1.
-
-        Raises:
-            DataError: No label table, or one that doesn't map onto the scheme.
-        """
-        if self.scheme == BRAIN_MASK and (case.mask is not None or case.table is None):
-            return None
-        if case.table is None:
-            raise DataError(
-                "no dseg.tsv says what the label numbers mean",
-                where=str(case.labels or case.image),
-                hint=f"put one beside the labels or at the data set's root, or give --labels {'|'.join(TABLES)}|FILE",
-            )
-        return class_map(case.table.names, self.scheme, case.table.source)
 
 
 def load_dataset(
@@ -166,7 +41,8 @@ def load_dataset(
     """Read a BIDS folder, or a CSV with the columns `image`, `label` and more (`tables.read_pairs`).
 
     Labels and masks are looked for beside the scan and under `derivatives/*/`; label tables beside the labels, then
-    in each folder above up to the data set's root. Our own results (`derivatives/fedseg`) are never taken for truth.
+    in each folder above up to the data set's root. Hidden files, `sourcedata`, and our own results (`folders.is_own`)
+    are never taken for scans or truth.
 
     Args:
         root: The folder or the CSV.
@@ -223,7 +99,7 @@ def _first(problems: list[DataError]) -> DataError:
 
 def _bids_cases(root: Path, override: LabelTable | None, needed: str | None, tell: Tell) -> _Found:
     """Cases of a BIDS folder."""
-    images = sorted(path for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for path in _scans(root, pattern, "T2w"))
+    images = [path for path in niftis_below(root, "T2w") if _is_subjects(path.parent.relative_to(root))]
     if not images:
         raise DataError(
             "no scan in this folder",
@@ -233,38 +109,34 @@ def _bids_cases(root: Path, override: LabelTable | None, needed: str | None, tel
     table = root / "participants.tsv"
     participants = read_participants(table, tell)
     subjects = {_subject(image, root) for image in images}
-    people = dict.fromkeys(subjects, Participant()) | participants
+    people = dict.fromkeys(sorted(subjects), Participant()) | dict(participants.subjects)
     refuse_mixed_units(people, table, tell)
     _refuse_lookalikes(people, str(root), tell)
-    found = _Found([], [], tuple(sorted(set(participants) - subjects)))
+    found = _Found([], [], tuple(sorted(set(participants.subjects) - subjects)))
     for image in images:
         try:
-            found.cases.append(_bids_case(image, root, participants, override, needed))
+            found.cases.append(_case(_bids_row(image, root, participants, needed), root, override))
         except DataError as error:
             found.problems.append(error)
     return found
 
 
-def _bids_case(
-    image: Path, root: Path, people: Mapping[str, Participant], override: LabelTable | None, needed: str | None
-) -> Case:
-    subject = _subject(image, root)
-    person = people.get(subject, Participant())
-    labels = _companion(image, root, "dseg", needed=needed == "dseg")
-    parts = entities(image)
-    return Case(
+def _is_subjects(folder: Path) -> bool:
+    """Whether a folder, relative to the root, is where BIDS has a subject's anatomical scans."""
+    subject, *session, last = folder.parts if len(folder.parts) in (2, 3) else ("", "")
+    return subject.startswith("sub-") and last == "anat" and all(each.startswith("ses-") for each in session)
+
+
+def _bids_row(image: Path, root: Path, people: People, needed: str | None) -> Row:
+    subject, parts = _subject(image, root), entities(image)
+    return Row(
         subject=subject,
         session=parts.get("ses"),
         run=parts.get("run"),
         image=image,
-        labels=labels,
+        labels=_companion(image, root, "dseg", needed=needed == "dseg"),
         mask=_companion(image, root, "mask", needed=needed == "mask"),
-        site=person.site,
-        gestational_age_weeks=person.gestational_age_weeks,
-        pathology=person.pathology,
-        split=person.split,
-        table=table_for(labels, root, override),
-        subject_key=person.subject_key,
+        participant=people.of(subject, parts.get("ses")),
     )
 
 
@@ -275,13 +147,13 @@ def _csv_cases(path: Path, override: LabelTable | None, tell: Tell) -> _Found:
     found = _Found([], [])
     for row in rows:
         try:
-            found.cases.append(_csv_case(row, path.parent, override))
+            found.cases.append(_case(row, path.parent, override))
         except DataError as error:
             found.problems.append(error)
     return found
 
 
-def _csv_case(row: Row, root: Path, override: LabelTable | None) -> Case:
+def _case(row: Row, root: Path, override: LabelTable | None) -> Case:
     person = row.participant
     return Case(
         subject=row.subject,
@@ -355,41 +227,20 @@ def _refuse_lookalikes(people: Mapping[str, Participant], where: str, tell: Tell
             tell(DataError(what, where=where, hint="rename one"))
 
 
-def entities(path: Path) -> dict[str, str]:
-    """BIDS entities of a file name: `sub-01_rec-srr_dseg.nii.gz` gives sub and rec; other parts don't count."""
-    parts = (part.partition("-") for part in _stem(path).split("_") if "-" in part)
-    return {key: value for key, _, value in parts}
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
-
-
-def _scans(root: Path, pattern: str, suffix: str) -> list[Path]:
-    """Files of a BIDS suffix in the folders that match."""
-    ends = tuple(f"_{suffix}{extension}" for extension in _EXTENSIONS)
-    folders = [root] if pattern == "." else root.glob(pattern)
-    return [
-        path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.name.endswith(ends)
-    ]
-
-
 def _companion(image: Path, root: Path, suffix: str, *, needed: bool) -> Path | None:
     """The label map or brain mask of a scan; None where there is none, or several and none is needed.
 
-    It must carry all of the scan's entities (more of its own, as `desc`, do no harm); a subject's only scan may also
-    have one that carries fewer.
+    It must carry all of the scan's entities, and none besides that would make it another scan's (`desc` does no harm);
+    the only scan of a subject (or session) may also have one that says less of the scan, or more.
     """
     inside = image.parent.relative_to(root)
-    folders = [image.parent]
-    folders += [folder / inside for folder in sorted((root / "derivatives").glob("*")) if folder.name != _OWN_RESULTS]
-    candidates = [path for folder in folders for path in _scans(folder, ".", suffix) if _is_truth(path, suffix)]
-    wanted = entities(image).items()
-    matches = [path for path in candidates if wanted <= entities(path).items()]
-    if not matches and len(_scans(image.parent, ".", "T2w")) == 1:
-        matches = [
-            path for path in candidates if {part for part in entities(path).items() if part[0] in _OWN} <= wanted
-        ]
+    folders = [image.parent, *(folder / inside for folder in sorted((root / "derivatives").glob("*")))]
+    found = [path for folder in folders if folder.is_dir() for path in niftis_in(folder, suffix)]
+    candidates = [path for path in found if not is_own(path, root) and (suffix != "mask" or _is_brain(path))]
+    wanted = entities(image)
+    matches = [path for path in candidates if _is_of(entities(path), wanted)]
+    if not matches and len(niftis_in(image.parent, "T2w")) == 1:
+        matches = [path for path in candidates if _may_be_of(entities(path), wanted)]
     if len(matches) > 1 and needed:
         raise DataError(
             f"{len(matches)} files could be its {suffix}: {', '.join(str(path.relative_to(root)) for path in matches)}",
@@ -399,32 +250,15 @@ def _companion(image: Path, root: Path, suffix: str, *, needed: bool) -> Path | 
     return matches[0] if len(matches) == 1 else None
 
 
-def _is_truth(path: Path, suffix: str) -> bool:
-    """Whether a file may be learned from: a mask must be of the brain, labels must not be our own result."""
-    parts = set(entities(path).items())
-    return bool(parts & _MASKS) if suffix == "mask" else ("seg", _OWN_RESULTS) not in parts
+def _is_of(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether labels are those of the scan, and could be no other scan's."""
+    return wanted.items() <= found.items() and not (found.keys() - wanted.keys()) & _SCANS_OWN
 
 
-def given_table(labels: str | None) -> LabelTable | None:
-    """The table of `--labels`: a known name, or a file."""
-    if labels is None:
-        return None
-    path = Path(labels)
-    if path.is_file():
-        return LabelTable(str(path), parse_dseg_tsv(read_text(path), str(path)))
-    if path.suffix or len(path.parts) > 1:
-        raise DataError("there is no such label table", where=labels, hint="a file with the columns index and name")
-    return LabelTable(f"--labels {labels}", named_table(labels))
+def _may_be_of(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether labels can be of the scan where there is no other: nothing that both say of it differs."""
+    return all(found[key] == wanted[key] for key in found.keys() & wanted.keys() & _SCANS_OWN)
 
 
-def table_for(labels: Path | None, root: Path, override: LabelTable | None) -> LabelTable | None:
-    """The override, else the nearest dseg.tsv: the label map's own, then from its folder up to the root."""
-    if labels is None or override is not None:
-        return override
-    candidates = [labels.with_name(f"{_stem(labels)}.tsv")]
-    for folder in labels.parents:
-        candidates.append(folder / "dseg.tsv")
-        if folder == root:
-            break
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    return LabelTable(str(path), parse_dseg_tsv(read_text(path), str(path))) if path else None
+def _is_brain(mask: Path) -> bool:
+    return bool(_MASKS & entities(mask).items())

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from fedseg.errors import DataError
-from fedseg.imaging.bids import Case, Dataset
+from fedseg.imaging.dataset import Case, Dataset
+from fedseg.imaging.grids import Geometry
 from fedseg.imaging.nifti import read_image, read_labels, write_whole
-from fedseg.imaging.transforms import CODE_VERSION, MARGIN_MM, Geometry, Prepared, prepare
+from fedseg.imaging.transforms import CODE_VERSION, MARGIN_MM, Prepared, prepare
 from fedseg.labels import LabelScheme
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)

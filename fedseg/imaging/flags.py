@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +19,14 @@ from fedseg.errors import DataError
 from fedseg.imaging import resampling
 from fedseg.imaging.cleanup import Cleaned
 from fedseg.imaging.fingerprint import Fingerprint, features
+from fedseg.imaging.grid_flags import POSSIBLE_SPACING_MM, Flag, Severity, grid_flags
 from fedseg.imaging.growth import TISSUES, reference_for
-from fedseg.imaging.nifti import Volume, nib
-from fedseg.imaging.quality.geometry import ANISOTROPY, OBLIQUE_DEGREES, SPACING_MM
+from fedseg.imaging.nifti import Volume
 from fedseg.imaging.symmetry import symmetry
 from fedseg.imaging.transforms import prepare
 from fedseg.labels import BRAIN_MASK, LabelScheme, display_name
 
 Labels = NDArray[np.uint8]
-Severity = Literal["error", "warning", "note"]
-
 LEAST_ML, MOST_ML = 15.0, 1000.0
 """Of everything labelled: 23 mL of tissue alone is the mean at 20 weeks, an atlas of 37 weeks has 430 with fluid."""
 
@@ -53,8 +50,6 @@ MOST_UNCERTAINTY = 0.15
 """Of a network trained at 1.6 mm: 0.08 to 0.13 on atlases that it segments with a Dice of 0.79 to 0.91, 0.15 to 0.19
 on the same blurred, inverted or on one that it segments with 0.73."""
 
-POSSIBLE_SPACING_MM = (0.1, 10.0)
-
 LEAST_SHARES = {
     "cortical_grey_matter": 0.05,
     "white_matter": 0.15,
@@ -71,25 +66,6 @@ External fluid is not among them: a millilitre of it is real in spina bifida.
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 _JOINED = ("external_csf", "cortical_grey_matter", "white_matter")
 _SIDED = ("cortical_grey_matter", "white_matter", "deep_grey_matter")
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One thing to know about one segmentation.
-
-    Args:
-        kind: Which check: `empty`, `partial`, `cut`, `components`, `holes`, `missing_tissue`, `spacing`, `axes`,
-            `asymmetry`, `volume`, `uncertainty` or `intensities`.
-        severity: `error`: not usable as it is; `warning`: a person should look; `note`: for information, or not
-            checked.
-        what: What was found, with numbers and units; or why it was not checked.
-        hint: What to do about it, or an empty text.
-    """
-
-    kind: str
-    severity: Severity
-    what: str
-    hint: str = ""
 
 
 def flags_of(
@@ -113,7 +89,7 @@ def flags_of(
         fingerprint: Of the images that the model knows, where its file has one.
         cleaned: What a clean-up took away before, where there was one.
     """
-    found = [*_grid(image, scheme)]
+    found = [*grid_flags(image, scheme)]
     if labels.any():
         brain = _Brain.of(labels, image, scheme)
         found += [*_size(brain), *_faces(brain), *_pieces(brain, cleaned), *_tissues(brain), *_sides(brain)]
@@ -133,6 +109,7 @@ class _Brain:
         labels: The box.
         ends: For each axis, whether the box touches the first and the last slice of the scan.
         spacing_mm: Voxel size.
+        voxel_ml: Volume of a voxel.
         volumes_ml: Of each class; index 0 is 0.
         scheme: The label scheme.
         whole: The label map on the scan's grid.
@@ -141,6 +118,7 @@ class _Brain:
     labels: Labels
     ends: tuple[tuple[bool, bool], ...]
     spacing_mm: tuple[float, float, float]
+    voxel_ml: float
     volumes_ml: NDArray[np.float64]
     scheme: LabelScheme
     whole: Labels
@@ -152,11 +130,8 @@ class _Brain:
         inside = labels[box]
         counts = np.bincount(inside.reshape(-1), minlength=scheme.classes).astype(np.float64)
         counts[0] = 0
-        return cls(inside, ends, image.spacing_mm, counts * np.prod(image.spacing_mm) / 1000, scheme, labels)
-
-    @property
-    def voxel_ml(self) -> float:
-        return float(np.prod(self.spacing_mm)) / 1000
+        voxel_ml = image.voxel_mm3 / 1000
+        return cls(inside, ends, image.spacing_mm, voxel_ml, counts * voxel_ml, scheme, labels)
 
     @property
     def total_ml(self) -> float:
@@ -172,30 +147,10 @@ def _not_checked(kind: str, why: str) -> Flag:
     return Flag(kind, "note", why)
 
 
-def _grid(image: Volume, scheme: LabelScheme) -> Iterator[Flag]:
-    """Voxel size, obliqueness, and forms that disagree."""
-    least, most = min(image.spacing_mm), max(image.spacing_mm)
-    sizes = " x ".join(f"{size:.3g}" for size in image.spacing_mm)
-    if not POSSIBLE_SPACING_MM[0] <= least <= most <= POSSIBLE_SPACING_MM[1]:
-        yield Flag("spacing", "error", f"impossible voxel size: {sizes} mm", "is the header in metres or micrometres?")
-    elif most / least > ANISOTROPY:
-        severity: Severity = "note" if scheme == BRAIN_MASK else "warning"
-        yield Flag("spacing", severity, f"voxels are not cubes: {sizes} mm", "is it a reconstruction, or a stack?")
-    elif not SPACING_MM[0] <= least <= most <= SPACING_MM[1]:
-        yield Flag("spacing", "warning", f"odd voxel size: {sizes} mm", "reconstructions have 0.5 to 1 mm")
-    angle = float(np.degrees(np.max(nib.affines.obliquity(image.affine))))
-    if angle > OBLIQUE_DEGREES:
-        what = f"the axes are oblique by {angle:.0f} degrees; the network saw the brain tilted"
-        yield Flag("axes", "warning", what, "reconstruct in, or register to, a standard orientation")
-    if not image.forms_agree:
-        what = "qform and sform place the scan differently; the sform is used"
-        yield Flag("axes", "warning", what, "check left and right in a viewer")
-
-
 def _size(brain: _Brain) -> Iterator[Flag]:
     if not LEAST_ML <= brain.total_ml <= MOST_ML:
-        what = f"the brain measures {brain.total_ml:.3g} mL; no fetus of 18 to 40 weeks is expected outside"
-        what += f" {LEAST_ML:g} to {MOST_ML:g} mL"
+        what = f"all that is labelled measures {brain.total_ml:.3g} mL, fluid included; no fetus of 18 to 40 weeks is"
+        what += f" expected outside {LEAST_ML:g} to {MOST_ML:g} mL"
         yield Flag("partial", "error", what, "part of it is missed, or the voxel size in the header is wrong")
 
 

@@ -92,8 +92,8 @@ class Recipe:
     seed: int
 
 
-def draw_recipe(rng: np.random.Generator) -> Recipe:
-    """Draw one image's contrast, shape, shading and resolution."""
+def draw_recipe(rng: np.random.Generator, *, fetal: bool = False) -> Recipe:
+    """Draw one image's contrast, shape, shading and resolution; `fetal`: never a contrast that T2w scans don't have."""
     around = tuple(float(value) for value in rng.uniform((0.02, 0.1, 0.2), (0.3, 0.6, 0.9)))
     chances = (STRIPPED_CHANCE, LOOSE_CHANCE, THIN_FLUID_CHANCE, THICK_SLICES_CHANCE)
     stripped, loose, thin, thick = rng.random(4) < chances
@@ -103,7 +103,7 @@ def draw_recipe(rng: np.random.Generator) -> Recipe:
         matrix=_draw_matrix(rng),
         bend_mm=float(rng.uniform(0.0, _MAX_BEND_MM)),
         thin_fluid=float(rng.uniform(0.05, 0.5)) * bool(thin),
-        means=_draw_means(rng),
+        means=_draw_means(rng, 1.0 if fetal else FETAL_CHANCE),
         spreads=tuple(float(value) for value in rng.uniform(0.0, 0.06, FETA.classes - 1)),
         textures=tuple(float(value) for value in rng.uniform(0.0, 0.07, FETA.classes - 1)),
         subplate=float(rng.uniform(-0.05, 0.12)),
@@ -137,12 +137,12 @@ def generate(labels: Labels, spacing_mm: float, recipe: Recipe) -> tuple[Field, 
     if recipe.thin_fluid > 0:
         _thin_the_fluid(warped, spacing_mm, recipe.thin_fluid)
     image = _paint(rng, warped, spacing_mm, recipe)
-    image = resampling.apply(_resolution(image.shape, spacing_mm, recipe), image)
-    image *= np.exp(np.float32(recipe.shading) * _noise(rng, image.shape, spacing_mm, _SHADING_SCALE_MM))
-    image = _rician(rng, image, recipe.noise)
+    image = resampling.apply(resolution(image.shape, spacing_mm, recipe), image)
+    image *= np.exp(np.float32(recipe.shading) * noise(rng, image.shape, spacing_mm, _SHADING_SCALE_MM))
+    image = rician(rng, image, recipe.noise)
     reach_mm, least = (_EDGE_MM, recipe.edge) if recipe.around is None else (_RING_MM, recipe.loose)
-    image[_share(warped > 0, spacing_mm, reach_mm) < least] = 0
-    return _normalise(image, recipe.gamma), warped
+    image[share(warped > 0, spacing_mm, reach_mm) < least] = 0
+    return normalise(image, recipe.gamma), warped
 
 
 def _draw_matrix(rng: np.random.Generator) -> tuple[Row, Row, Row]:
@@ -160,12 +160,12 @@ def _draw_matrix(rng: np.random.Generator) -> tuple[Row, Row, Row]:
     return (first, second, third)
 
 
-def _draw_means(rng: np.random.Generator) -> tuple[float, ...]:
+def _draw_means(rng: np.random.Generator, fetal_chance: float) -> tuple[float, ...]:
     """Means of the seven tissues: about those of fetal T2w at any strength of contrast, or anything."""
     fetal = np.array(_FETAL_MEANS) + rng.normal(0.0, _JITTER_SD, FETA.classes - 1)
     fetal = _FLUID + rng.uniform(0.45, 1.25) * (fetal - _FLUID)
     anything = rng.uniform(0.05, 1.0, FETA.classes - 1)
-    chosen = fetal if rng.random() < FETAL_CHANCE else anything
+    chosen = fetal if rng.random() < fetal_chance else anything
     return tuple(float(value) for value in np.clip(chosen, 0.02, 1.5))
 
 
@@ -178,7 +178,7 @@ def _warp(rng: np.random.Generator, labels: Labels, spacing_mm: float, recipe: R
     index = np.zeros(shape, np.int32)
     for axis, side in enumerate(labels.shape):
         row = matrix[axis].astype(np.float32)
-        place = _noise(rng, shape, spacing_mm, _BEND_SCALE_MM) * np.float32(recipe.bend_mm / spacing_mm)
+        place = noise(rng, shape, spacing_mm, _BEND_SCALE_MM) * np.float32(recipe.bend_mm / spacing_mm)
         place += (row[0] * offsets[0] + np.float32((side - 1) / 2))[:, None, None]
         place += (row[1] * offsets[1])[:, None] + row[2] * offsets[2]
         index = index * np.int32(side) + np.clip(np.rint(place), 0, side - 1).astype(np.int32)
@@ -188,30 +188,36 @@ def _warp(rng: np.random.Generator, labels: Labels, spacing_mm: float, recipe: R
 
 def _thin_the_fluid(labels: Labels, spacing_mm: float, least: float) -> None:
     """Make external fluid background, in place, where little brain is near: spina bifida leaves as good as none."""
-    brain = _share((labels != 0) & (labels != EXTERNAL_CSF), spacing_mm, _LAYER_MM)
+    brain = share((labels != 0) & (labels != EXTERNAL_CSF), spacing_mm, _LAYER_MM)
     labels[(labels == EXTERNAL_CSF) & (brain < least)] = 0
 
 
 def _paint(rng: np.random.Generator, labels: Labels, spacing_mm: float, recipe: Recipe) -> Field:
-    """Each tissue in its own grey, with white noise, a texture, and white matter's layers."""
-    means, spreads, textures = (_table(values) for values in (recipe.means, recipe.spreads, recipe.textures))
-    image: Field = means[labels]
-    image += spreads[labels] * rng.standard_normal(labels.shape, dtype=np.float32)
-    texture = sum(_noise(rng, labels.shape, spacing_mm, scale) for scale in _TEXTURE_SCALES_MM)
-    image += textures[labels] * np.asarray(texture, np.float32)
-    white = labels == WHITE_MATTER
-    image += white * np.float32(2 * recipe.subplate) * (1 - _share(white, spacing_mm, _LAYER_MM))
-    image += white * np.float32(2 * recipe.germinal) * _share(labels == VENTRICLES, spacing_mm, _LAYER_MM)
+    """The tissues, and what is around them where it isn't stripped away."""
+    image = paint_tissues(rng, labels, spacing_mm, recipe)
     if recipe.around is not None:
         _paint_around(rng, image, labels, spacing_mm, recipe.around)
     return np.maximum(image, 0)
+
+
+def paint_tissues(rng: np.random.Generator, labels: Labels, spacing_mm: float, recipe: Recipe) -> Field:
+    """Each tissue in its own grey, with white noise, a texture, and white matter's layers; 0 elsewhere."""
+    means, spreads, textures = (_table(values) for values in (recipe.means, recipe.spreads, recipe.textures))
+    image: Field = means[labels]
+    image += spreads[labels] * rng.standard_normal(labels.shape, dtype=np.float32)
+    texture = sum(noise(rng, labels.shape, spacing_mm, scale) for scale in _TEXTURE_SCALES_MM)
+    image += textures[labels] * np.asarray(texture, np.float32)
+    white = labels == WHITE_MATTER
+    image += white * np.float32(2 * recipe.subplate) * (1 - share(white, spacing_mm, _LAYER_MM))
+    image += white * np.float32(2 * recipe.germinal) * share(labels == VENTRICLES, spacing_mm, _LAYER_MM)
+    return image
 
 
 def _paint_around(
     rng: np.random.Generator, image: Field, labels: Labels, spacing_mm: float, around: tuple[float, ...]
 ) -> None:
     """Skull, skin and fluid as rings of uneven width, in place."""
-    near = _share(labels > 0, spacing_mm, _RING_MM) + np.float32(0.05) * _noise(rng, labels.shape, spacing_mm, 12.0)
+    near = share(labels > 0, spacing_mm, _RING_MM) + np.float32(0.05) * noise(rng, labels.shape, spacing_mm, 12.0)
     rings = np.digitize(near, (0.06, 0.2)).astype(np.uint8)
     outside = labels == 0
     greys = np.array(around[::-1], np.float32)
@@ -224,7 +230,7 @@ def _table(values: tuple[float, ...]) -> Field:
     return np.array((0.0, *values), np.float32)
 
 
-def _share(mask: NDArray[np.bool_], spacing_mm: float, sd_mm: float) -> Field:
+def share(mask: NDArray[np.bool_], spacing_mm: float, sd_mm: float) -> Field:
     """Gaussian-weighted share of `mask` around each voxel, 0 to 1."""
     first, second, third = (_gaussian(side, sd_mm / spacing_mm) for side in mask.shape)
     return resampling.apply((first, second, third), mask.astype(np.float32))
@@ -237,7 +243,7 @@ def _gaussian(side: int, sd: float) -> Field:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _resolution(shape: tuple[int, ...], spacing_mm: float, recipe: Recipe) -> resampling.Matrices:
+def resolution(shape: tuple[int, ...], spacing_mm: float, recipe: Recipe) -> resampling.Matrices:
     """Blur along each axis, and along one of them thick slices and back, as one matrix an axis."""
     matrices = [_gaussian(side, sd / spacing_mm) for side, sd in zip(shape, recipe.blur_mm, strict=True)]
     axis, thick = recipe.slices
@@ -250,7 +256,7 @@ def _resolution(shape: tuple[int, ...], spacing_mm: float, recipe: Recipe) -> re
     return (matrices[0], matrices[1], matrices[2])
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float, scale_mm: float) -> Field:
+def noise(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float, scale_mm: float) -> Field:
     """Smooth noise, about unit variance, with knots `scale_mm` apart."""
     axes = [np.arange(side, dtype=np.float32) * np.float32(spacing_mm) for side in shape]
     knots = [np.arange(axis[0], axis[-1] + 2 * scale_mm, scale_mm, dtype=np.float32) for axis in axes]
@@ -258,7 +264,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float, 
     return interpolate(values, (knots[0], knots[1], knots[2]), (axes[0], axes[1], axes[2])) * np.float32(1.4)
 
 
-def _rician(rng: np.random.Generator, image: Field, sd: float) -> Field:
+def rician(rng: np.random.Generator, image: Field, sd: float) -> Field:
     """Magnitude of the image with complex Gaussian noise (Gudbjartsson and Patz 1995)."""
     real = image + np.float32(sd) * rng.standard_normal(image.shape, dtype=np.float32)
     imaginary = np.float32(sd) * rng.standard_normal(image.shape, dtype=np.float32)
@@ -266,7 +272,7 @@ def _rician(rng: np.random.Generator, image: Field, sd: float) -> Field:
     return magnitude
 
 
-def _normalise(image: Field, gamma: float) -> Field:
+def normalise(image: Field, gamma: float) -> Field:
     """Gamma, then zero mean and unit variance of what is brighter than background, as `transforms.prepare` does."""
     foreground = image > 0.05 * image.max()
     if not foreground.any():

@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import DataError
-from fedseg.imaging.bids import entities, given_table, table_for
-from fedseg.imaging.nifti import read_labels
+from fedseg.imaging.folders import entities, is_own
+from fedseg.imaging.label_tables import TABLES, class_map, given_table, table_for
+from fedseg.imaging.nifti import SUFFIXES, read_labels
+from fedseg.imaging.participants import read_participants
 from fedseg.imaging.synthesis_anatomy import build_anatomy, growth
-from fedseg.imaging.tables import read_participants
 from fedseg.imaging.transforms import map_labels, prepare
-from fedseg.labels import FETA, TABLES, class_map
+from fedseg.labels import FETA
 
 Labels = NDArray[np.uint8]
 
 YOUNGEST, OLDEST = 20.0, 38.0
 VENTRICULOMEGALY_SHARE = 0.3
 
-_OWN_RESULTS = "fedseg"
 _GOLDEN = 0.6180339887498949
 
 
@@ -55,9 +55,9 @@ def find_labels(root: Path) -> list[Path]:
     if not root.is_dir():
         raise DataError("there is no such folder", where=str(root), hint="check the path")
     people = read_participants(root / "participants.tsv")
-    kept_back = {subject for subject, person in people.items() if person.split != "train"}
-    found = sorted(path for path in root.rglob("sub-*_dseg.nii*") if path.name.endswith((".nii", ".nii.gz")))
-    chosen = [path for path in found if not _is_own(path, root) and entities(path).get("sub") not in kept_back]
+    kept_back = {subject for subject, person in people.subjects.items() if person.split != "train"}
+    found = sorted(path for path in root.rglob("sub-*_dseg.nii*") if path.name.endswith(SUFFIXES))
+    chosen = [path for path in found if not is_own(path, root) and entities(path).get("sub") not in kept_back]
     if not chosen:
         raise DataError(
             "no label map to train on in this folder",
@@ -102,8 +102,3 @@ def _read(path: Path, root: Path, labels: str | None, spacing_mm: float) -> Labe
     if prepared.labels is None:
         raise DataError("the label map is empty", where=str(path))
     return prepared.labels
-
-
-def _is_own(path: Path, root: Path) -> bool:
-    """Whether a segmentation is a result of ours."""
-    return _OWN_RESULTS in path.relative_to(root).parts or entities(path).get("seg") == _OWN_RESULTS

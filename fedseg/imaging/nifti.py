@@ -6,9 +6,9 @@ Nothing of a header but the geometry is kept or written: descriptions, names and
 from __future__ import annotations
 
 import contextlib
-import gzip
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -27,8 +27,12 @@ from fedseg.errors import DataError, StorageError
 
 nib: Any = nibabel  # only half of it is typed
 
+SUFFIXES = (".nii", ".nii.gz")
+
+_QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
+_ROUNDED = 1.001
 _GEOMETRY_FIELDS = (
-    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("pixdim", "qform_code", "sform_code", *_QUATERNION),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 _DAMAGED = (EOFError, OSError, zlib.error, ValueError, MemoryError, HeaderDataError, ImageFileError)
@@ -66,6 +70,13 @@ class Volume:
     sform_code: int
     dtype: str
     forms_agree: bool = True
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel: less than the product of its edges where the axes are not at right angles."""
+        unit = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        # Rounded as the spacing is: a volume depends neither on the seventh digit nor on the order of the axes.
+        return math.prod(self.spacing_mm) * round(abs(float(np.linalg.det(unit))), 6)
 
     @property
     def axes(self) -> str:
@@ -178,52 +189,37 @@ def read_header(path: Path) -> Volume:
     return Volume(empty, affine, spacing_mm, str(path), shape, qform_code, sform_code, dtype.name, agree)
 
 
-def write_labels_like(labels: NDArray[np.uint8], source: Path, out: Path) -> None:
-    """Write a label map on the grid of `source`: same shape, affine, form codes and units; uint8; nothing else copied.
-
-    The file appears whole or not at all.
-
-    Args:
-        labels: uint8 [i, j, k] in the source's axis order.
-        source: The scan that was segmented.
-        out: Where to write; ends in .nii or .nii.gz.
+def header_like(source: Path) -> Any:
+    """A header (nibabel's `Nifti1Header`) for uint8 voxels on the grid of `source`: its shape and geometry alone.
 
     Raises:
-        DataError: The shape isn't the source's, or `out` isn't named as NIfTI.
-        StorageError: The folder can't be written.
+        DataError: The source cannot be read.
     """
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise DataError("a label map is written as .nii or .nii.gz", where=str(out))
     image = _open(source)
-    if labels.shape != _spatial_shape(image.shape, source) or labels.dtype != np.uint8:
-        raise DataError(f"labels {labels.shape} {labels.dtype} don't lie on the grid {image.shape}", where=str(source))
     header = nib.Nifti1Header()
     for name in _GEOMETRY_FIELDS:
         header[name] = image.header[name]
     header.set_data_dtype(np.uint8)
-    header.set_intent("label")
-    written = nib.Nifti1Image(labels.reshape(image.shape), None, header)
-    content = written.to_bytes()
-    write_whole(out, gzip.compress(content, 6, mtime=0) if out.name.endswith(".gz") else content, mode=0o644)
+    header.set_data_shape(image.shape)
+    return header
 
 
-def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary name beside it, flushed to disk, then renamed.
 
-    A folder that has to be made is closed to others where the file is.
+    It is patient data: the file is closed to others at every moment, and so is a folder that has to be made.
 
     Raises:
         StorageError: The folder can't be made or written, or the disk is full.
     """
     try:
-        path.parent.mkdir(mode=0o777 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(mode)
             Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -234,6 +230,11 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         raise StorageError(
             f"cannot write: {reason}", where=str(path), hint="check the disk's room and rights"
         ) from error
+
+
+def stem(path: Path) -> str:
+    """A file's name without `.nii` or `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name)
 
 
 def _open(path: Path) -> Any:
@@ -250,7 +251,17 @@ def _open(path: Path) -> Any:
     if not isinstance(image, Nifti1Pair):
         kind = type(image).__name__
         raise DataError(f"the file is {kind}, not NIfTI", where=str(path), hint="convert it to .nii.gz")
+    _shorten_quaternion(image.header)
     return image
+
+
+def _shorten_quaternion(header: Any) -> None:
+    """Bring a quaternion to length 1 that rounding has made longer: nibabel refuses it, and a good sform with it."""
+    parts = np.array([float(header[name]) for name in _QUATERNION])
+    length = float(np.linalg.norm(parts))
+    if 1 + nib.Nifti1Header.quaternion_threshold < length**2 and length <= _ROUNDED:
+        for name, part in zip(_QUATERNION, parts / length, strict=True):
+            header[name] = part
 
 
 def _load(path: Path, dtype: type[np.floating]) -> NDArray[np.floating]:

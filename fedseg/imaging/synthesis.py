@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from fedseg import __version__
 from fedseg.errors import StorageError, UsageError
+from fedseg.imaging.label_tables import TABLES, class_map
 from fedseg.imaging.synthesis_anatomy import Anatomy, build_anatomy, growth
 from fedseg.imaging.synthesis_contrast import SiteStyle, render, style_of_site
 from fedseg.imaging.synthesis_fields import Field
-from fedseg.labels import FETA, TABLES, class_map
+from fedseg.labels import FETA
 
 nib: Any = nibabel  # only half of it is typed
 
@@ -204,7 +205,7 @@ def _write_description(folder: Path, name: str, kind: str) -> None:
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": kind,
         "License": "CC0",
-        "GeneratedBy": [{"Name": "fedseg", "Version": __version__, "Description": "fedseg data synthesize"}],
+        "GeneratedBy": [{"Name": "fedseg data synthesize", "Version": __version__}],
     }
     (folder / "dataset_description.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

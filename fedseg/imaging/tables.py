@@ -1,4 +1,4 @@
-"""The tables beside the scans: participants.tsv, and a CSV of pairs.
+"""The tables beside the scans: what their rows say, and a CSV of pairs.
 
 A message names a row by its subject and a column by its name. It quotes no cell but ids and paths: with columns
 shifted, any other may hold a name or a date of birth.
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import DataError
+from fedseg.imaging.nifti import stem
 
-_MISSING = {"", "n/a", "na", "nan", "none", "-"}
+_MISSING = {"", "n/a", "na", "nan", "-"}
+_NONE = "none"
 _GENERIC = {"image", "img", "t2", "t2w", "scan", "volume", "anat", "srr", "recon"}
 _PATH = re.compile(r"\S+\.nii(\.gz)?")
 _PLAIN_WORD = re.compile(r"[A-Za-z]{1,20}")
-_AGES = ("gestational_age", "gestational_age_weeks", "ga")
+AGES = ("gestational_age", "gestational_age_weeks", "ga")
 _SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 Tell = Callable[[DataError], None]
@@ -43,7 +45,7 @@ class Participant:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a CSV of pairs, its paths resolved against the CSV's folder."""
+    """A scan and its files, as a row of a CSV of pairs or a BIDS folder has it."""
 
     subject: str
     session: str | None
@@ -52,59 +54,6 @@ class Row:
     labels: Path | None
     mask: Path | None
     participant: Participant
-
-
-def read_participants(path: Path, tell: Tell = refuse) -> dict[str, Participant]:
-    """Read participants.tsv: who is in it, by id without `sub-`. No file is an empty table.
-
-    Columns: `participant_id`; `Gestational age`, `gestational_age` or `gestational_age_weeks` (25.4 or 25+3);
-    `Pathology` or `pathology`; `site`; `split`; `subject_key`, the same for all ids of one pregnancy (twins, a patient
-    registered twice). A subject may have several rows only if `session_id` tells them apart; its first row counts.
-
-    Args:
-        path: The table.
-        tell: Told of each fault. Where it returns, the cell counts as empty, the row or the table as not there.
-
-    Raises:
-        DataError: From `tell`: the table isn't UTF-8; no `participant_id`; a subject listed twice, in two splits or
-            under two subject_keys; an age that is no number; a split that isn't one.
-    """
-    people: dict[str, Participant] = {}
-    seen: set[tuple[str, str]] = set()
-    for row in _participant_rows(path, tell):
-        subject = row["participant_id"].removeprefix("sub-")
-        if not subject:
-            continue
-        key = (subject, row.get("session_id", ""))
-        if key in seen:
-            tell(
-                DataError(
-                    f"two subjects with one id: '{subject}' has two rows",
-                    where=str(path),
-                    hint="one row a patient; two patients need two ids, two sessions the column session_id",
-                )
-            )
-            continue
-        seen.add(key)
-        person = _participant(row, subject, path, tell)
-        _refuse_other(subject, people.setdefault(subject, person), person, path, tell)
-    return people
-
-
-def _participant_rows(path: Path, tell: Tell) -> list[dict[str, str]]:
-    """The rows of participants.tsv that have a cell in the column participant_id."""
-    if not path.is_file():
-        return []
-    try:
-        rows = _rows(path, "\t")
-    except DataError as error:
-        tell(error)
-        return []
-    named = [row for row in rows if "participant_id" in row]
-    if rows and not named:
-        what = "there is no column participant_id"
-        tell(DataError(what, where=str(path), hint="the first row names the columns; its cells look like sub-01"))
-    return named
 
 
 def read_pairs(path: Path, tell: Tell = refuse) -> list[Row]:
@@ -125,7 +74,7 @@ def read_pairs(path: Path, tell: Tell = refuse) -> list[Row]:
     """
     people: dict[str, Participant] = {}
     rows: dict[Path, Row] = {}
-    for number, cells in enumerate(_rows(path, ","), 1):
+    for number, cells in enumerate(rows_of(path, ","), 1):
         row = _pair(cells, number, path, tell)
         if row is None:
             continue
@@ -141,7 +90,7 @@ def read_pairs(path: Path, tell: Tell = refuse) -> list[Row]:
                     hint="add a column subject that says which scans are of one patient",
                 )
             )
-        _refuse_other(row.subject, people.setdefault(row.subject, row.participant), row.participant, path, tell)
+        refuse_other(row.subject, people.setdefault(row.subject, row.participant), row.participant, path, tell)
     refuse_mixed_units(people, path, tell)
     return list(rows.values())
 
@@ -176,7 +125,7 @@ def refuse_mixed_units(people: Mapping[str, Participant], path: Path, tell: Tell
             )
 
 
-def _refuse_other(subject: str, first: Participant, other: Participant, path: Path, tell: Tell) -> None:
+def refuse_other(subject: str, first: Participant, other: Participant, path: Path, tell: Tell) -> None:
     """A fault where two rows of one subject contradict each other on what it is."""
     if first.split != other.split:
         tell(DataError(f"subject '{subject}' stands in two splits", where=str(path), hint="a patient has one"))
@@ -202,13 +151,13 @@ def columns(path: Path) -> dict[str, list[str]]:
         DataError: The table isn't UTF-8.
     """
     found: dict[str, list[str]] = {}
-    for row in _rows(path, "," if path.suffix.lower() == ".csv" else "\t"):
+    for row in rows_of(path, "," if path.suffix.lower() == ".csv" else "\t"):
         for column, cell in row.items():
             found.setdefault(column, []).append(cell)
     return found
 
 
-def _rows(path: Path, delimiter: str) -> list[dict[str, str]]:
+def rows_of(path: Path, delimiter: str) -> list[dict[str, str]]:
     """Rows as dicts, column names in lower case with underscores; rows of blanks are left out."""
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
@@ -218,21 +167,28 @@ def _rows(path: Path, delimiter: str) -> list[dict[str, str]]:
     return [dict(zip(columns, (cell.strip() for cell in row), strict=False)) for row in rows]
 
 
-def _participant(row: Mapping[str, str], subject: str, path: Path, tell: Tell) -> Participant:
+def participant_of(row: Mapping[str, str], subject: str, path: Path, tell: Tell) -> Participant:
+    """What a row says of its subject; a cell that is wrong is told, and counts as empty."""
     return Participant(
-        site=_cell(row, "site"),
+        site=cell_of(row, "site"),
         gestational_age_weeks=_age(row, subject, path, tell),
-        pathology=_cell(row, "pathology"),
+        pathology=_pathology(row),
         split=_split(row, subject, path, tell),
-        subject_key=_cell(row, "subject_key"),
+        subject_key=cell_of(row, "subject_key"),
     )
 
 
+def _pathology(row: Mapping[str, str]) -> str | None:
+    """As written: `none` says that there is none, not that nobody knows."""
+    cell = row.get("pathology", "")
+    return None if cell.lower() in _MISSING else cell
+
+
 def _age(row: Mapping[str, str], subject: str, path: Path, tell: Tell) -> float | None:
-    age = _cell(row, *_AGES)
+    age = cell_of(row, *AGES)
     weeks = None if age is None else _weeks(age)
     if age is not None and weeks is None:
-        column = next(name for name in _AGES if row.get(name) == age)
+        column = next(name for name in AGES if row.get(name) == age)
         what = f"subject '{subject}', column {column}: this is not a number of weeks"
         tell(DataError(what, where=str(path), hint="25.4, 25+3 or n/a; or have the columns shifted?"))
     return weeks
@@ -240,7 +196,7 @@ def _age(row: Mapping[str, str], subject: str, path: Path, tell: Tell) -> float 
 
 def _split(row: Mapping[str, str], subject: str, path: Path, tell: Tell) -> str:
     """The split; training where the cell is empty."""
-    split = _cell(row, "split") or "train"
+    split = cell_of(row, "split") or "train"
     if split.lower() not in _SPLIT_NAMES:
         named = f"'{split}'" if _PLAIN_WORD.fullmatch(split) else "this"
         what = f"subject '{subject}', column split: {named} is not a split"
@@ -253,22 +209,22 @@ def _pair(row: Mapping[str, str], number: int, path: Path, tell: Tell) -> Row | 
     image, labels, mask = _files(row, number, path, tell)
     if image is None:
         return None
-    subject = (_cell(row, "subject", "participant_id") or _guessed_subject(image)).removeprefix("sub-")
+    subject = (cell_of(row, "subject", "participant_id") or _guessed_subject(image)).removeprefix("sub-")
     return Row(
         subject=subject,
-        session=_cell(row, "session", "session_id"),
-        run=_cell(row, "run"),
+        session=cell_of(row, "session", "session_id"),
+        run=cell_of(row, "run"),
         image=image,
         labels=labels,
         mask=mask,
-        participant=_participant(row, subject, path, tell),
+        participant=participant_of(row, subject, path, tell),
     )
 
 
 def _files(row: Mapping[str, str], number: int, table: Path, tell: Tell) -> Iterator[Path | None]:
     """Image, labels and mask of a row."""
     for names in (("image",), ("label", "labels"), ("mask",)):
-        cell = _cell(row, *names)
+        cell = cell_of(row, *names)
         path = None if cell is None else table.parent / cell
         if cell is None and names == ("image",):
             what = f"row {number} below the header has no image"
@@ -283,21 +239,22 @@ def _files(row: Mapping[str, str], number: int, table: Path, tell: Tell) -> Iter
 
 def _says_subject(row: Mapping[str, str]) -> bool:
     """Whether the subject is stated: by a cell, or by `sub-X` in the file's name."""
-    return _cell(row, "subject", "participant_id") is not None or Path(row["image"]).name.startswith("sub-")
+    return cell_of(row, "subject", "participant_id") is not None or Path(row["image"]).name.startswith("sub-")
 
 
 def _guessed_subject(image: Path) -> str:
     """`sub-01_T2w.nii` is 01; `anna.nii.gz` is anna; `berta/image.nii.gz` is berta."""
-    stem = re.sub(r"\.nii(\.gz)?$", "", image.name)
-    if stem.startswith("sub-"):
-        return stem.split("_")[0]
-    return image.parent.name if stem.lower() in _GENERIC else stem
+    name = stem(image)
+    if name.startswith("sub-"):
+        return name.split("_")[0]
+    return image.parent.name if name.lower() in _GENERIC else name
 
 
-def _cell(row: Mapping[str, str], *names: str) -> str | None:
+def cell_of(row: Mapping[str, str], *names: str) -> str | None:
+    """The first cell of these columns that says something; None where none does."""
     for name in names:
         value = row.get(name, "")
-        if value.lower() not in _MISSING:
+        if value.lower() not in {*_MISSING, _NONE}:
             return value
     return None
 

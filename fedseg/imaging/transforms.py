@@ -1,16 +1,13 @@
 """A scan's way to the network's grid, and the way back.
 
 `prepare` turns any axes and spacing into RAS at the plan's spacing, cut to the foreground, normalised per volume;
-`restore` and `restore_labels` bring results back to exactly the input's own grid. An oblique scan is turned to its
-nearest axes and keeps its obliqueness: nothing is rotated, so nothing is blurred on the way back.
+`restore` and `restore_labels` bring results back to exactly the input's own grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import permutations
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,58 +15,27 @@ from numpy.typing import NDArray
 from fedseg.errors import DataError
 from fedseg.imaging import resampling
 from fedseg.imaging.bias import without_bias
-from fedseg.imaging.nifti import Volume, same_grid
-from fedseg.labels import BRAIN_MASK, LabelScheme
+from fedseg.imaging.foreground import Foreground, find_foreground, with_near_background, without_specks
+from fedseg.imaging.grids import (
+    Geometry,
+    from_ras,
+    matrices_down,
+    matrices_up,
+    refuse_other_grid,
+    refuse_stack,
+    to_ras,
+    whole_view,
+)
+from fedseg.imaging.nifti import Volume
+from fedseg.labels import LabelScheme
 
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of every cache key: raise it whenever `prepare` would put out other numbers."""
 
 MARGIN_MM = 6.4
 """Kept around the foreground."""
 
-_MAX_VOXELS = 1024
 _LISTED = 8
-_STACK_RATIO = 2.0
-_STACK_MM = 2.0
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """All that is needed to go back from the network's grid to the input's own.
-
-    Args:
-        source_shape: [i, j, k] of the input.
-        axes: Where each RAS axis comes from in the input.
-        flips: Whether that axis runs the other way.
-        spacing_mm: Voxel size of the input along the RAS axes.
-        target_mm: Voxel size of the network's grid, all axes.
-        grid_shape: The whole field of view on the network's grid.
-        crop_start: First voxel of the crop on that grid.
-        crop_shape: [X, Y, Z], the shape of what `prepare` returned.
-    """
-
-    source_shape: tuple[int, int, int]
-    axes: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
-    spacing_mm: tuple[float, float, float]
-    target_mm: float
-    grid_shape: tuple[int, int, int]
-    crop_start: tuple[int, int, int]
-    crop_shape: tuple[int, int, int]
-
-    @property
-    def ras_shape(self) -> tuple[int, int, int]:
-        """The input's shape after reorientation."""
-        first, second, third = (self.source_shape[axis] for axis in self.axes)
-        return (first, second, third)
-
-    @property
-    def crop(self) -> tuple[slice, slice, slice]:
-        """The crop on the network's grid."""
-        ends = [slice(start, start + size) for start, size in zip(self.crop_start, self.crop_shape, strict=True)]
-        return (ends[0], ends[1], ends[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,26 +52,6 @@ class Prepared:
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
     geometry: Geometry
-
-
-@dataclass(frozen=True)
-class Foreground:
-    """What tells the head (or the brain, where it is stripped) from what is around it.
-
-    Args:
-        background: The grey value around.
-        threshold: Distance from it, in grey values, beyond which a voxel is foreground.
-        constant: True where the background is one value (stripped scans), False where it is noise.
-    """
-
-    background: float
-    threshold: float
-    constant: bool
-
-    def mask(self, data: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """bool, the shape of `data`."""
-        distance = np.abs(data - self.background) if self.constant else data - self.background
-        return np.asarray(distance > self.threshold)
 
 
 def prepare(
@@ -132,13 +78,13 @@ def prepare(
             doesn't name; no labelled voxel; an impossible size.
     """
     refuse_stack(image, scheme)
-    whole = _whole_view(image, spacing_mm)
-    down = _matrices_down(whole)
-    grey = resampling.apply(down, to_ras(np.asarray(image.data, dtype=np.float32), whole))
+    whole = whole_view(image, spacing_mm)
+    down = matrices_down(whole)
+    grey = resampling.apply(down, to_ras(with_near_background(np.asarray(image.data, dtype=np.float32)), whole))
     foreground = find_foreground(grey)
     mask = foreground.mask(grey)
     margin = round(MARGIN_MM / spacing_mm)
-    crop = resampling.box(_without_specks(mask), (margin, margin, margin))
+    crop = resampling.box(without_specks(mask), (margin, margin, margin))
     geometry = replace(
         whole,
         crop_start=tuple(part.start for part in crop),
@@ -173,7 +119,7 @@ def restore(probabilities: NDArray[np.float32], geometry: Geometry) -> NDArray[n
     """
     if probabilities.shape[1:] != geometry.crop_shape:
         raise ValueError(f"probabilities {probabilities.shape} for a crop of {geometry.crop_shape}")
-    up, region = _matrices_up(geometry)
+    up, region = matrices_up(geometry)
     best = resampling.apply(up, probabilities[0])
     winner = np.zeros(best.shape, np.uint8)
     for index in range(1, probabilities.shape[0]):
@@ -204,39 +150,8 @@ def kept_share(mask: NDArray[np.bool_], geometry: Geometry) -> float:
         mask: bool [i, j, k].
         geometry: From `prepare`.
     """
-    _, region = _matrices_up(geometry)
-    turned = mask.transpose(geometry.axes)[_steps(geometry)]
-    return float(np.count_nonzero(turned[region]) / np.count_nonzero(mask)) if mask.any() else 1.0
-
-
-def refuse_stack(image: Volume, scheme: LabelScheme) -> None:
-    """DataError for a raw stack of thick slices under a tissue scheme; the brain mask may have them."""
-    thickest, thinnest = max(image.spacing_mm), min(image.spacing_mm)
-    if scheme != BRAIN_MASK and thickest > _STACK_MM and thickest / thinnest > _STACK_RATIO:
-        sizes = " x ".join(f"{size:.3g}" for size in image.spacing_mm)
-        raise DataError(
-            f"this is a raw stack of thick slices ({sizes} mm), not a reconstructed volume",
-            where=image.source,
-            hint="tissues need a 3D reconstruction of all stacks: NeSVoR, SVRTK, NiftyMIC or MIAL SRTK make one",
-        )
-
-
-def refuse_other_grid(image: Volume, labels: Volume) -> None:
-    """DataError where labels lie on another grid than the image: other shape, or a corner off by 0.1 voxels."""
-    if image.data.shape != labels.data.shape:
-        raise DataError(
-            f"image and labels differ in shape: {image.source} is {_times(image.data.shape)}, "
-            f"{labels.source} is {_times(labels.data.shape)}",
-            where=labels.source,
-            hint="resample the labels to the image's grid with nearest neighbour, or find the right pair",
-        )
-    if not same_grid(image.affine, labels.affine, image.data.shape, tolerance=0.1):
-        raise DataError(
-            f"image and labels differ in affine: {image.source} has axes {image.axes}, "
-            f"{labels.source} has axes {labels.axes}, or they lie at different places",
-            where=labels.source,
-            hint="one of the two headers is wrong: look at both in a viewer before you copy a header over",
-        )
+    _, region = matrices_up(geometry)
+    return float(np.count_nonzero(to_ras(mask, geometry)[region]) / np.count_nonzero(mask)) if mask.any() else 1.0
 
 
 def map_labels(labels: Volume, class_map: Mapping[int, int] | None) -> NDArray[np.uint8]:
@@ -284,53 +199,6 @@ def _indices_found(indices: NDArray[np.int32]) -> list[int]:
     return [int(index) for index in np.unique(indices)]
 
 
-def find_foreground(data: NDArray[np.float32]) -> Foreground:
-    """Tell foreground from background without trusting zero: the background may be 1e-8, -1000 or noise.
-
-    One value that holds more than a tenth of the voxels, and towers over the values beside it, is a constant
-    background: foreground lies 5 per cent of the grey range away from it. Otherwise Otsu's threshold (1979), on square
-    roots: bright fluid must not push it up among the tissues.
-    """
-    top = float(np.percentile(data, 99.9))
-    low = float(data.min())
-    counts, edges = np.histogram(data, bins=512, range=(low, max(top, np.nextafter(low, np.inf))))
-    mode = int(counts.argmax())
-    beside = np.delete(counts[max(0, mode - 1) : mode + 2], min(mode, 1)).max(initial=0)
-    if counts[mode] > 0.1 * data.size and counts[mode] > 4 * beside:
-        inside = data[(data >= edges[mode]) & (data <= edges[mode + 1])]
-        background = float(np.median(inside))
-        return Foreground(background, 0.05 * max(top - background, background - low), constant=True)
-    counts, edges = np.histogram(np.sqrt(np.clip(data, low, top) - low), bins=512)
-    threshold = low + _otsu(counts, edges) ** 2
-    background = float(np.median(data[data <= threshold]))
-    return Foreground(background, threshold - background, constant=False)
-
-
-def _otsu(counts: NDArray[np.intp], edges: NDArray[np.floating]) -> float:
-    """The threshold that parts a histogram into two classes of largest between-class variance."""
-    middle = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts).astype(np.float64)
-    above = below[-1] - below
-    sums = np.cumsum(counts * middle)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = sums / below - (sums[-1] - sums) / above
-        between = np.nan_to_num(below * above * gap**2)
-    return float(middle[between.argmax()])
-
-
-def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask without lone voxels: what has fewer than six of its neighbours set doesn't widen the crop."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    for axis in range(3):
-        padded = np.asarray(_three(padded, axis))
-    return np.asarray(mask & (padded[1:-1, 1:-1, 1:-1] > 6))
-
-
-def _three(volume: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
-    """Sum of each voxel and its two neighbours along an axis (the volume's rim is background)."""
-    return np.asarray(volume + np.roll(volume, 1, axis) + np.roll(volume, -1, axis), dtype=np.uint8)
-
-
 def _normalise(grey: NDArray[np.float32], mask: NDArray[np.bool_], foreground: Foreground) -> NDArray[np.float32]:
     """Clip at the background and the foreground's 99.5th percentile; zero mean and unit variance of the foreground.
 
@@ -342,72 +210,6 @@ def _normalise(grey: NDArray[np.float32], mask: NDArray[np.bool_], foreground: F
     inside = clipped[mask] if mask.any() else clipped.reshape(-1)
     spread = max(float(inside.std(dtype=np.float64)), 1e-12)
     return ((clipped - np.float32(inside.mean(dtype=np.float64))) / np.float32(spread)).astype(np.float32)
-
-
-def _whole_view(image: Volume, target_mm: float) -> Geometry:
-    """The geometry before any cropping."""
-    axes, flips = nearest_axes(image.affine)
-    shape = tuple(int(size) for size in image.data.shape)
-    spacing = tuple(image.spacing_mm[axis] for axis in axes)
-    grid = tuple(resampling.grid_size(shape[axis], size, target_mm) for axis, size in zip(axes, spacing, strict=True))
-    if min(grid) < 4 or max(grid) > _MAX_VOXELS:
-        raise DataError(
-            f"at {target_mm:g} mm the scan would have {_times(grid)} voxels; "
-            f"it has {_times(shape)} of {_times(image.spacing_mm)} mm",
-            where=image.source,
-            hint="the header's voxel size is wrong (metres or micrometres?), or this is not a brain scan",
-        )
-    return Geometry(shape, axes, flips, spacing, target_mm, grid, (0, 0, 0), grid)  # type: ignore[arg-type]  # tuples built of three
-
-
-def nearest_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Which axis of the input is nearest to right, anterior and superior, and whether it runs the other way.
-
-    The assignment with the largest sum of cosines. Unlike a greedy one (nibabel's `io_orientation`), it is the same for
-    every axis order that an oblique scan is stored in; only at exactly 45 degrees does the order decide.
-    """
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[way, order[way]]) for way in range(3)))
-    first, second, third = (bool(cosines[way, axes[way]] < 0) for way in range(3))
-    return (axes[0], axes[1], axes[2]), (first, second, third)
-
-
-def to_ras(data: NDArray[Scalar], geometry: Geometry) -> NDArray[Scalar]:
-    """A volume on the input's grid turned to RAS, contiguous: what depends on axis order (ties) is done there."""
-    turned = data.transpose(geometry.axes)
-    return np.ascontiguousarray(turned[_steps(geometry)])
-
-
-def from_ras(data: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """The way back from `to_ras`, contiguous."""
-    return np.ascontiguousarray(data[_steps(geometry)].transpose(np.argsort(geometry.axes)))
-
-
-def _steps(geometry: Geometry) -> tuple[slice, ...]:
-    return tuple(slice(None, None, -1) if flip else slice(None) for flip in geometry.flips)
-
-
-def _matrices_down(geometry: Geometry) -> resampling.Matrices:
-    """Input (RAS) to the whole field of view on the network's grid."""
-    first, second, third = (
-        resampling.weights(resampling.centres(to, geometry.target_mm / size, voxels), geometry.target_mm / size, voxels)
-        for to, size, voxels in zip(geometry.grid_shape, geometry.spacing_mm, geometry.ras_shape, strict=True)
-    )
-    return (first, second, third)
-
-
-def _matrices_up(geometry: Geometry) -> tuple[resampling.Matrices, tuple[slice, slice, slice]]:
-    """The crop to the input (RAS), and the box of input voxels that it covers."""
-    matrices, region = [], []
-    for axis in range(3):
-        step = geometry.spacing_mm[axis] / geometry.target_mm
-        positions = resampling.centres(geometry.ras_shape[axis], step, geometry.grid_shape[axis])
-        positions = positions - geometry.crop_start[axis]
-        covered = np.flatnonzero((positions >= -0.5) & (positions <= geometry.crop_shape[axis] - 0.5))
-        covered = covered if covered.size else np.array([int(np.abs(positions).argmin())])
-        region.append(slice(int(covered[0]), int(covered[-1]) + 1))
-        matrices.append(resampling.weights(positions[region[-1]], step, geometry.crop_shape[axis]))
-    return (matrices[0], matrices[1], matrices[2]), (region[0], region[1], region[2])
 
 
 def _resample_labels(
@@ -431,7 +233,3 @@ def _resample_labels(
         total += share
     winner[1.0 - total > best] = 0
     return winner
-
-
-def _times(sizes: tuple[float, ...]) -> str:
-    return " x ".join(f"{size:g}" for size in sizes)

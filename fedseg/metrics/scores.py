@@ -80,6 +80,7 @@ def score(
     gestational_age_weeks: float | None = None,
     pathology: str | None = None,
     run: str | None = None,
+    voxel_mm3: float | None = None,
 ) -> SubjectScores:
     """Score one predicted label map against its reference.
 
@@ -93,6 +94,7 @@ def score(
         gestational_age_weeks: If known.
         pathology: If known.
         run: Which of the subject's scans, where there are several.
+        voxel_mm3: Volume of a voxel; None: the product of its edges, which are at right angles then.
 
     Raises:
         DataError: Not two volumes of one shape, a class beyond C, or a broken spacing.
@@ -101,7 +103,8 @@ def score(
     for name, labels in (("prediction", pred), ("reference", ref)):
         _refuse_unknown_class(labels, name, len(tissues), subject)
     spacing = checked_spacing(spacing_mm)
-    by_tissue = [_tissue_scores(*_masks(pred, ref, index), spacing) for index in range(1, len(tissues) + 1)]
+    voxel = math.prod(spacing) if voxel_mm3 is None else voxel_mm3
+    by_tissue = [_tissue_scores(*_masks(pred, ref, index), spacing, voxel) for index in range(1, len(tissues) + 1)]
     by_metric: dict[str, Any] = {
         metric: {tissue: values[metric] for tissue, values in zip(tissues, by_tissue, strict=True)}
         for metric in (*METRICS, "reference_volume_ml")
@@ -132,7 +135,7 @@ def _masks(pred: npt.NDArray[np.integer[Any]], ref: npt.NDArray[np.integer[Any]]
     return predicted[box], present[box]
 
 
-def _tissue_scores(pred: Mask, ref: Mask, spacing: Spacing) -> dict[str, float | None]:
+def _tissue_scores(pred: Mask, ref: Mask, spacing: Spacing, voxel_mm3: float) -> dict[str, float | None]:
     found = surfaces(pred, ref, spacing)
     return {
         "dice": dice(pred, ref),
@@ -141,8 +144,8 @@ def _tissue_scores(pred: Mask, ref: Mask, spacing: Spacing) -> dict[str, float |
         "euler_difference": euler_difference(pred, ref),
         "asd_mm": _finite(asd_mm(found)),
         "nsd": nsd(found),
-        "volume_ml": volume_ml(pred, spacing),
-        "reference_volume_ml": volume_ml(ref, spacing),
+        "volume_ml": volume_ml(pred, voxel_mm3),
+        "reference_volume_ml": volume_ml(ref, voxel_mm3),
     }
 
 

@@ -23,9 +23,12 @@ class Init(Section):
     Attributes:
         model_hash: Of its weights.
         trained_on: What it was trained on, in the words of the file: whether anyone's privacy is at stake in it.
+        protection: What protects whom it was trained on: they are `public`, or made up; an epsilon bounds it
+            (`privacy`); or nothing does, or the file says nothing of it (`none`).
     """
 
     model_hash: Digest
+    protection: Literal["public", "privacy", "none"] = "none"
     trained_on: Annotated[str, Field(min_length=1, max_length=2000), Printable]
 
 
@@ -91,6 +94,11 @@ class Manifest(Section):
                 raise ValueError("trained: ranges must ascend, with gaps between them, within the parameters")
             last = stop
         return self
+
+    @property
+    def unprotected_start(self) -> bool:
+        """Whether private training starts from a model that no epsilon bounds."""
+        return self.plan.private and self.init is not None and self.init.protection == "none"
 
     @property
     def dimension(self) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedseg import document
-from fedseg.document import Document, Section
+from fedseg.document import Document, Impossible, Section
 from fedseg.errors import PlanError
 from fedseg.plan.combinations import check_combinations
 from fedseg.plan.sections import (
@@ -52,23 +52,8 @@ class StudyPlan(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> StudyPlan:
-        factor = DOWNSAMPLING[self.network.preset]
-        if any(side % factor for side in self.image.patch):
-            raise ValueError(
-                f"image.patch: each side must be a multiple of {factor} for the {self.network.preset} network, "
-                f"not {list(self.image.patch)}"
-            )
-        if self.training.steps * (self.schedule.rounds + self.privacy.reserve_rounds) > MAX_STEPS:
-            raise ValueError(f"training.steps: more than {MAX_STEPS} steps in all rounds together")
-        batch = self.training.subjects_per_step * self.training.patches_per_subject
-        if math.prod(self.image.patch) * batch > MAX_PATCH_VOXELS:
-            raise ValueError("image.patch: patches_per_subject and subjects_per_step make too large a batch of it")
-        if self.training.made_up and self.task != "feta":
-            raise ValueError("training.made_up: images are made up from tissues, which the task brain_mask has none of")
-        if self.aggregation.quorum is not None and self.aggregation.quorum > len(self.sites):
-            raise ValueError(
-                f"aggregation.quorum: {self.aggregation.quorum} of {len(self.sites)} sites can never be reached"
-            )
+        _check_patch(self)
+        _check_work(self)
         check_combinations(self)
         return self
 
@@ -86,6 +71,37 @@ class StudyPlan(Section):
     def site_names(self) -> tuple[str, ...]:
         """All sites, sorted: the order that secure aggregation numbers them in."""
         return tuple(sorted(self.sites))
+
+
+def _check_patch(plan: StudyPlan) -> None:
+    patch, training = plan.image.patch, plan.training
+    factor = DOWNSAMPLING[plan.network.preset]
+    if any(side % factor for side in patch):
+        why = f"each side must be a multiple of {factor} for the {plan.network.preset} network, not {list(patch)}"
+        near = [max(factor, round(side / factor) * factor) for side in patch]
+        raise Impossible(why, "image.patch", "network.preset", hint=f"{near} is near")
+    batch = training.subjects_per_step * training.patches_per_subject
+    if math.prod(patch) * batch > MAX_PATCH_VOXELS:
+        raise Impossible(
+            "patches_per_subject and subjects_per_step make too large a batch of it",
+            "image.patch",
+            "training.patches_per_subject",
+            "training.subjects_per_step",
+            hint=f"at most {MAX_PATCH_VOXELS} voxels in all; a step takes {batch} such patches",
+        )
+
+
+def _check_work(plan: StudyPlan) -> None:
+    quorum, sites = plan.aggregation.quorum, len(plan.sites)
+    if plan.training.steps * (plan.schedule.rounds + plan.privacy.reserve_rounds) > MAX_STEPS:
+        why = f"more than {MAX_STEPS} steps in all rounds together, those in reserve too"
+        raise Impossible(why, "training.steps", "schedule.rounds", hint="fewer steps a round, or fewer rounds")
+    if plan.training.made_up and plan.task != "feta":
+        why = "images are made up from tissues, which the task brain_mask has none of"
+        raise Impossible(why, "training.made_up", hint="remove the line")
+    if quorum is not None and quorum > sites:
+        why = f"{quorum} of {sites} sites can never be reached"
+        raise Impossible(why, "aggregation.quorum", hint=f"at most {sites}, or leave the line out")
 
 
 def parse_plan(text: str, name: str) -> Document[StudyPlan]:

@@ -15,7 +15,7 @@ from fedseg.errors import LedgerError
 
 _SUBJECT_KEY = re.compile(r"[0-9a-f]{64}")
 _COUNTS = {"round": 0, "attempt": 0, "steps": 1, "public_subjects": 1}
-_NAMES = ("study", "plan_hash", "site", "model_hash")
+_NAMES = ("study", "plan_hash", "site", "model_hash", "code_version")
 _MECHANISMS = ("gaussian", "skellam")
 _MOST_SENSITIVE = 2.0**53
 
@@ -79,6 +79,7 @@ class RoundCharge:
         round: Round number, from 0 or 1 as the study counts.
         attempt: Which attempt at that round; computing again is a new attempt and a new charge.
         model_hash: SHA-256 of the model that the round starts from.
+        code_version: The version of fedseg that trains it.
         noise_multiplier: sigma, as in `Event`. Above 0.
         sampling_rate: q, the Poisson rate of each step, in (0, 1].
         steps: Steps of the round, T.
@@ -100,6 +101,7 @@ class RoundCharge:
     round: int
     attempt: int
     model_hash: str
+    code_version: str
     noise_multiplier: float
     sampling_rate: float
     steps: int

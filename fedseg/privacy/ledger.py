@@ -191,14 +191,23 @@ def check_budget(ledger: Ledger, charge: RoundCharge, *, study_budget: Budget, l
         _check_limit(ledger, charge, lifetime_budget, None, "this hospital's lifetime")
 
 
-def _check_limit(ledger: Ledger, charge: RoundCharge, budget: Budget, study: str | None, whose: str) -> None:
-    epsilon, delta = budget
-    cap = delta_cap(charge.public_subjects)
+def check_delta(delta: float, public_subjects: int, whose: str) -> None:
+    """Refuse a delta that says nothing at a site of N0 subjects.
+
+    Raises:
+        BudgetError: It is above min(1e-3, 1 / (10 N0)); says `whose` it is.
+    """
+    cap = delta_cap(public_subjects)
     if not 0 < delta <= cap:
         raise BudgetError(
             f"{whose} delta {delta:g} must lie above 0 and be at most {cap:g}",
-            hint=f"the cap is min(1e-3, 1/(10 N0)) with N0 = {charge.public_subjects}",
+            hint=f"the cap is min(1e-3, 1/(10 N0)) with N0 = {public_subjects}",
         )
+
+
+def _check_limit(ledger: Ledger, charge: RoundCharge, budget: Budget, study: str | None, whose: str) -> None:
+    epsilon, delta = budget
+    check_delta(delta, charge.public_subjects, whose)
     after = ledger.would_spend(charge, delta, study)
     if after <= epsilon:
         return

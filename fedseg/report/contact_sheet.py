@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedseg.imaging.grids import nearest_axes
 from fedseg.imaging.quality.finding import SEVERITIES, Finding, Severity
 from fedseg.imaging.quality.scan import Scan
 from fedseg.imaging.resampling import box
-from fedseg.imaging.transforms import nearest_axes
 from fedseg.labels import LabelScheme, color, display_name
 from fedseg.report.page import template
 from fedseg.report.png import encode_rgb

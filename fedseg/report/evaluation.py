@@ -12,10 +12,12 @@ from typing import Any
 from fedseg.labels import abbreviation, color, display_name
 from fedseg.report.metric_words import METRICS, printed
 from fedseg.report.tables import Group, Table, grouped, interval, mean_scores, own_scores
+from fedseg.report.volumes import brain_tissue_ml
 
 Document = Mapping[str, Any]
 
 _LONG = 100
+_MOST_WORDS = 400
 _SEVERITIES = ("error", "warning", "note")
 _GROUPS = {"by_site": "site", "by_pathology": "pathology", "by_age": "gestational age, weeks"}
 _HEADLINES = (("dice", "mean Dice"), ("hd95_mm", "mean HD95, mm"), ("volume_similarity", "mean volume similarity"))
@@ -27,7 +29,7 @@ class Row:
 
     Args:
         name: Its run where the subject has several, else the subject.
-        facts: Site, age and pathology in one line.
+        facts: Site, age, pathology and volume of brain tissue in one line.
         dice: Mean over tissues, as text.
         scores: Its metrics by tissue, and the reference's volumes.
         flags: (severity, what, hint), the worst first; None where nobody looked.
@@ -96,6 +98,16 @@ def model_name(document: Document) -> str:
     return str(model.get("file") or model.get("study") or "this model")
 
 
+def never_hand_on(model: Mapping[str, Any]) -> str:
+    """Why a model must not be handed on, as its file says; empty where it does not say that.
+
+    Args:
+        model: What a document says of the model; its `privacy` is read.
+    """
+    why = model.get("privacy", {}).get("never_hand_on", "")
+    return "".join(letter for letter in str(why)[:_MOST_WORDS] if letter.isprintable())
+
+
 def part(document: Document) -> Part:
     """Everything that the page says of one model."""
     rows = worst_first(document)
@@ -127,6 +139,11 @@ def _sentences(document: Document, rows: Sequence[Mapping[str, Any]]) -> Iterabl
         dice, distance = (_mean_in_words(summary, metric) for metric in ("dice", "hd95_mm"))
         yield f"Mean Dice {dice}; mean HD95 {distance}."
     yield _scored(document.get("split"), rows)
+    if failed := document.get("failed"):
+        said = "; ".join(f"{row_name(each)} ({each['error']})" for each in failed)
+        yield f"Not scored, and in no mean: {_several(len(failed), 'scan')}: {said}."
+    if why := never_hand_on(document["model"]):
+        yield f"This model must not be handed on: {why}."
     if not rows:
         return
     yield _worst(summary["worst"])
@@ -197,7 +214,7 @@ def _notes(summary: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _row(row: Mapping[str, Any], tissues: Sequence[str]) -> Row:
-    facts = [row["site"], _weeks(row["gestational_age_weeks"]), row["pathology"]]
+    facts = [row["site"], _weeks(row["gestational_age_weeks"]), row["pathology"], _brain_tissue(row)]
     flags = row.get("flags")
     return Row(
         name=row_name(row),
@@ -210,6 +227,13 @@ def _row(row: Mapping[str, Any], tissues: Sequence[str]) -> Row:
 
 def _flag(flag: Mapping[str, Any]) -> tuple[str, str, str]:
     return str(flag["severity"]), str(flag["what"]), str(flag.get("hint") or "")
+
+
+def _brain_tissue(row: Mapping[str, Any]) -> str | None:
+    found, reference = brain_tissue_ml(row["volume_ml"]), brain_tissue_ml(row["reference_volume_ml"])
+    if found is None or reference is None:
+        return None
+    return f"brain tissue {found:.1f} mL (reference {reference:.1f} mL)"
 
 
 def _weeks(age: float | None) -> str | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from fedseg.labels import abbreviation, color, display_name
 from fedseg.report.evaluation import mean_of, row_name, worst_first
 from fedseg.report.metric_words import METRICS
 from fedseg.report.plots import COLOURS, Group, Measured, boxes, by_age, growth, looks, pairs, sample
+from fedseg.report.volumes import brain_tissue_ml, tells_fluid
 
 _BOXED = {"dice": 1.0, "hd95_mm": None}
 """Metrics that have box plots, and where their scale ends."""
 
-_NO_SITE = "no site"
+_NO_SITE = "site not named"
+
+_WHOLE = "#888888"
 
 Row = Mapping[str, Any]
+Volume = Callable[[Mapping[str, float]], float]
 
 
 @dataclass(frozen=True)
@@ -61,28 +66,34 @@ def age_plots(rows: Sequence[Row], name: str) -> list[Plot]:
         for row in known
         if (mean := mean_of(row, "dice")) is not None
     ]
-    legend = tuple((sample(*look), site) for site, look in looks(points).items())
+    named = any(row["site"] for row in known)
+    legend = tuple((sample(*look), site) for site, look in looks(points).items() if named)
     svg = by_age(f"{name}-age", "Mean Dice by gestational age", "mean Dice", points)
     return [Plot(svg, "Mean Dice of each scan by gestational age.", legend)]
 
 
 def growth_plots(rows: Sequence[Row], tissues: Sequence[str], name: str) -> list[Plot]:
-    """Predicted and reference volumes of each tissue by gestational age; none with fewer than two ages."""
+    """Predicted and reference volumes of each tissue by gestational age; none with fewer than two ages.
+
+    Where the scheme tells brain tissue from fluid, all of it together comes first.
+    """
     known = _aged(rows)
     if not known:
         return []
+    shown: list[tuple[str, str, Volume]] = [("brain tissue", _WHOLE, _brain_tissue)] if tells_fluid(tissues) else []
+    shown += [(display_name(tissue), color(tissue), itemgetter(tissue)) for tissue in tissues]
     return [
         Plot(
             growth(
                 f"{name}-growth-{place}",
-                f"Volume of {display_name(tissue)} by gestational age",
-                color(tissue),
-                _volumes(known, tissue, "volume_ml"),
-                _volumes(known, tissue, "reference_volume_ml"),
+                f"Volume of {called} by gestational age",
+                colour,
+                _volumes(known, volume, "volume_ml"),
+                _volumes(known, volume, "reference_volume_ml"),
             ),
-            display_name(tissue),
+            called,
         )
-        for place, tissue in enumerate(tissues)
+        for place, (called, colour, volume) in enumerate(shown)
     ]
 
 
@@ -134,16 +145,20 @@ def _aged(rows: Sequence[Row]) -> list[Row]:
     return known if len({row["gestational_age_weeks"] for row in known}) > 1 else []
 
 
-def _volumes(rows: Sequence[Row], tissue: str, metric: str) -> list[Measured]:
+def _volumes(rows: Sequence[Row], volume: Volume, metric: str) -> list[Measured]:
     kind = "reference" if metric.startswith("reference") else "predicted"
     return [
         Measured(
             float(row["gestational_age_weeks"]),
-            row[metric][tissue],
-            f"{row_name(row)}, {kind} {row[metric][tissue]:.1f} mL",
+            volume(row[metric]),
+            f"{row_name(row)}, {kind} {volume(row[metric]):.1f} mL",
         )
         for row in rows
     ]
+
+
+def _brain_tissue(volumes_ml: Mapping[str, float]) -> float:
+    return brain_tissue_ml(volumes_ml) or 0.0
 
 
 def _site(row: Row) -> str:

@@ -2,9 +2,9 @@
 
 A report is handed on, so nothing in `PrivacyReport` depends on who a site's subjects are: each epsilon is that of the
 recorded charges, as if one subject had stood in the frame of each of them once. The true number of subjects, what some
-have spent under several ids and what other studies cost are `OwnFigures`, for the site's own screen: they could tell
-whether a single subject is in two studies. `docs/privacy.md` says what each key of the JSON means, and which field of
-NIST SP 800-226 and of the OpenDP deployments registry it answers.
+have spent under several ids and what other studies cost are `own_figures.OwnFigures`, for the site's own screen: they
+could tell whether a single subject is in two studies. `docs/privacy.md` says what each key of the JSON means, and which
+field of NIST SP 800-226 and of the OpenDP deployments registry it answers.
 """
 
 from __future__ import annotations
@@ -15,48 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fedseg.federation.outgoing import Outgoing
+from fedseg.federation.staying import Staying
 from fedseg.report.audit_facts import Audit
+from fedseg.report.privacy_course import Aggregation, Dates, Policy, Pretraining, Versions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 State = Literal["closed", "handed over", "charged only", "open", "unmasking", "abandoned", "void"]
 """Of an attempt. `handed over` and `charged only` are how a site's ledger knows it: with and without its commit."""
-
-
-@dataclass(frozen=True)
-class Lifetime:
-    """What all studies on one ledger cost a subject at most.
-
-    Attributes:
-        delta: What epsilon is measured at.
-        source: Whose delta that is.
-        epsilon: The largest of any subject, all studies composed.
-        budget: What the hospital's policy allows at this delta; None where it sets no limit.
-    """
-
-    delta: float
-    source: Literal["plan", "policy"]
-    epsilon: float
-    budget: float | None
-
-
-@dataclass(frozen=True)
-class OwnFigures:
-    """What a site's own screen shows beside its report, and no document does: it depends on single subjects.
-
-    Attributes:
-        subjects: How many the newest charge of the study names; 0 before the first.
-        epsilon: The largest of any subject in this study, all of its ids joined; at the plan's delta.
-        attacker_at_1_percent: The best true-positive rate at 1% false positives against any subject.
-        lifetime: Over all studies of the ledger.
-        other_studies: Studies of the ledger beside this one, tuning included.
-    """
-
-    subjects: int
-    epsilon: float
-    attacker_at_1_percent: float
-    lifetime: tuple[Lifetime, ...]
-    other_studies: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +50,7 @@ class SiteFacts:
         ledger_head: Hash of the ledger's newest charge, as in its export; None in a study's report.
         countersigned: How many of its heads the study's server has signed.
         countersigned_head: The newest of them. All are in the chain, or the ledger is not intact.
+        code_versions: The versions of fedseg that trained, by the ledger, in order; none in a study's report.
     """
 
     site: str
@@ -104,6 +71,7 @@ class SiteFacts:
     ledger_head: str | None = None
     countersigned: int | None = None
     countersigned_head: str | None = None
+    code_versions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +157,8 @@ class Mechanism:
     """How noise gets in. The last seven are None in local mode, where the noise is Gaussian.
 
     Attributes:
+        dimension: Parameters that are sent, d.
+        noised: Parameters that are clipped and noised together: with what stays at a site under fedbn, more than d.
         honest_others: h, contributors whose noise an attacker is assumed not to know: the subject's own site is one.
         colluders: c, sites that may work with the server.
         tolerated: max(c, 1), other contributors of a sum that may pool what they know, or leave out their noise.
@@ -211,6 +181,7 @@ class Mechanism:
     steps: int
     patches: int
     dimension: int
+    noised: int
     honest_others: int | None = None
     colluders: int | None = None
     tolerated: int | None = None
@@ -230,50 +201,6 @@ class Accounting:
     cross_check_description: str
     composition: str
     post_processing: str
-
-
-@dataclass(frozen=True)
-class Aggregation:
-    """What the server sees, and whom one trusts where masks hold and where they don't."""
-
-    mode: str
-    quorum: int
-    collusion: int | None
-    threshold: int | None
-    statement: str
-    two_contributors: str | None
-    accepted_because: str | None
-    trust_with_masks: str | None
-    trust_without_masks: str | None
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Where round 1 started."""
-
-    model_hash: str
-    trained_on: str
-
-
-@dataclass(frozen=True)
-class Versions:
-    """Earlier versions of the plan, and rounds that were kept in reserve.
-
-    Attributes:
-        parent: Hash of the version that this one extends.
-        last_round: The newest round that was begun under it.
-        epsilon_before: What all versions before may have cost a subject, as the plan says it.
-        rounds: Rounds of the plan.
-        reserve_rounds: Rounds beyond them that the noise is calibrated for.
-        epsilon_allowed: What all rounds of the plan, reserve and earlier versions included, would cost.
-    """
-
-    parent: str | None
-    last_round: int | None
-    epsilon_before: float | None
-    rounds: int
-    reserve_rounds: int
-    epsilon_allowed: float | None
 
 
 @dataclass(frozen=True)
@@ -299,14 +226,20 @@ class PrivacyReport:
         aggregation: What the server sees, and whom one has to trust.
         randomness: Where random numbers come from.
         pretraining: Where round 1 started.
+        strategy: How rounds move the study, and what of training stays at a site.
         validation: What scores on private subjects are used for.
         leaves_the_site: Everything that a site sends.
+        stays: What training leaves at a site, how long, and what is in it.
+        policy: The site's own limits; None in a study's report.
         versions: Of the plan, and its reserve.
         tuning: How trial runs are charged.
         audit: What an audit of the engine found.
         not_promised: What nobody may read into this.
         residual_risk: For a data protection impact assessment.
         model_hash: Of the final model's weights.
+        model_file_hash: SHA-256 of the model file itself, as `sha256sum` prints it; None while there is none here.
+        dates: When it was agreed to, charged and reported.
+        software: What made this report, and its version.
     """
 
     study: str
@@ -327,14 +260,20 @@ class PrivacyReport:
     aggregation: Aggregation
     randomness: tuple[str, ...]
     pretraining: Pretraining
+    strategy: str
     validation: str
     leaves_the_site: tuple[Outgoing, ...]
+    stays: tuple[Staying, ...]
+    policy: Policy | None
     versions: Versions
     tuning: str
     audit: Audit
     not_promised: tuple[str, ...]
     residual_risk: tuple[str, ...]
     model_hash: str | None
+    model_file_hash: str | None
+    dates: Dates
+    software: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document: every field by its name, and the version of this list of fields."""

@@ -26,6 +26,7 @@ from fedseg.report.metric_words import METRICS, printed
 from fedseg.report.page import template
 from fedseg.report.privacy_sections import headline, sections
 from fedseg.report.tables import differences
+from fedseg.report.volumes import BRAIN_TISSUE, tells_fluid
 
 __all__ = ["evaluation_csv", "evaluation_page", "privacy_page", "row_name"]
 
@@ -54,6 +55,7 @@ def evaluation_page(data: Document, pictures: Mapping[str, Picture]) -> str:
         comparisons=[_comparison(each, documents, number) for number, each in enumerate(data.get("comparisons", ()))],
         metrics=METRICS,
         caption=CAPTION,
+        tissue_words=BRAIN_TISSUE if tells_fluid(tissues_of(documents[0])) else "",
         version=__version__,
     )
 

@@ -6,68 +6,29 @@ Every number is formatted here and nowhere else, so that the two cannot differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from fedseg.federation.outgoing import Outgoing
-from fedseg.report.curves import Chart
 from fedseg.report.facts import (
     Accounting,
     Guarantee,
     Mechanism,
-    OwnFigures,
     PrivacyReport,
     RoundFacts,
-    SiteFacts,
 )
 from fedseg.report.numbers import NOTHING, number, percent, printed
 from fedseg.report.privacy_charts import attacker_chart, spending_chart
+from fedseg.report.privacy_parts import Fact, Section, Table
+from fedseg.report.privacy_record import audit, choices, limits, outgoing, provenance, staying
 
 SHOWN_RATES = (0.001, 0.01, 0.1)
-MORE = (
-    "That is more than the report says: a subject stands in this study's frames under several ids. Give all ids of one "
-    "pregnancy one subject_key."
+NAMES = (
+    "N0: subjects of a site as the plan says it, a public, rounded number. N0 delta: so many of them, on average and "
+    "at most, may be without protection. Charges: attempts at rounds, each counted in full."
+)
+SYMBOLS = (
+    "Attempt: one try at a round, with a charge of its own. sigma: noise multiplier; q: chance of a subject to be "
+    "drawn for a step; T: steps; C: clip."
 )
 CHARGED = ("charged", "sigma", "q", "T", "C", "epsilon after it")
-
-Fact = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Args:
-        head: Of each column.
-        rows: As many cells in each.
-        words: Columns that hold words, from 0; the others hold numbers, but for the first.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section; what is empty is left out.
-
-    Args:
-        title: Its heading.
-        paragraphs: Sentences.
-        facts: Name and text of each.
-        table: Numbers.
-        points: A list, after the table.
-        chart: A curve, on the page alone: its numbers are in the table.
-        warning: Whether the paragraphs are one.
-    """
-
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    facts: tuple[Fact, ...] = ()
-    table: Table | None = None
-    points: tuple[str, ...] = ()
-    chart: Chart | None = None
-    warning: bool = False
 
 
 def headline(report: PrivacyReport) -> Fact:
@@ -91,12 +52,14 @@ def sections(report: PrivacyReport) -> tuple[Section, ...]:
         *((_accounting(report.accounting),) if report.accounting else ()),
         _trust(report),
         *((Section("Randomness", report.randomness),) if report.randomness else ()),
-        _choices(report),
-        *((_outgoing(report.leaves_the_site),) if report.leaves_the_site else ()),
-        _audit(report),
+        choices(report),
+        *((limits(report.policy),) if report.policy is not None else ()),
+        *((outgoing(report.leaves_the_site),) if report.leaves_the_site else ()),
+        *((staying(report.stays),) if report.stays else ()),
+        audit(report),
         Section("What this does not promise", points=report.not_promised),
         Section("Residual risk, for a data protection impact assessment", points=report.residual_risk),
-        _provenance(report),
+        provenance(report),
     )
 
 
@@ -104,7 +67,8 @@ def _claim(report: PrivacyReport) -> tuple[Section, ...]:
     broken = (
         () if report.ledger_error is None else (Section("Ledger", (f"LEDGER: {report.ledger_error}",), warning=True),)
     )
-    return (Section("The claim", (report.statement, *report.notes)), *broken)
+    unprotected = report.privacy != "off" and report.pretraining.protection == "none"
+    return (Section("The claim", (report.statement, *report.notes), warning=unprotected), *broken)
 
 
 def _sites(report: PrivacyReport) -> Section:
@@ -126,7 +90,7 @@ def _sites(report: PrivacyReport) -> Section:
         for site in report.sites
     )
     head = ("site", "epsilon", "budget", "delta", "N0", "N0 delta", "charges", "steps", "ledger")
-    return Section("Sites", table=Table(head, rows, frozenset({8})))
+    return Section("Sites", (NAMES,), table=Table(head, rows, frozenset({8})))
 
 
 def _promised(guarantee: Guarantee) -> tuple[Section, ...]:
@@ -164,7 +128,7 @@ def _rounds(report: PrivacyReport) -> tuple[Section, ...]:
     rows = tuple(_round(row, private) for row in report.rounds)
     head = ("round", "attempt", "state", "in the sum", *(CHARGED if private else ()))
     counts = ", ".join(f"{count} {state}" for state, count in _counted(report.rounds).items())
-    words = [f"Attempts: {counts}."]
+    words = [f"Attempts: {counts}.", *((SYMBOLS,) if private else ())]
     if private and report.perspective == "site":
         words.append(
             "Every charge counts in full: also that of a round that was dropped, void, or cut off by a crash after it "
@@ -223,7 +187,8 @@ def _mechanism(found: Mechanism) -> Section:
         ("divisor", found.divisor),
         ("sensitivity", found.sensitivity),
         ("a subject at several sites", found.several_sites),
-        ("parameters that train, d", number(found.dimension)),
+        ("parameters that are clipped and noised", number(found.noised)),
+        ("parameters that are sent, d", number(found.dimension)),
     )
     return Section("Mechanism", facts=facts + (shared if found.tolerated is not None else ()))
 
@@ -251,93 +216,3 @@ def _trust(report: PrivacyReport) -> Section:
         (found.statement, *two, *why),
         facts=tuple((name, text) for name, text in facts if text is not None),
     )
-
-
-def _choices(report: PrivacyReport) -> Section:
-    versions, first = report.versions, report.pretraining
-    facts = [
-        ("first model", f"{first.trained_on} ({first.model_hash[:16]})"),
-        ("validation", report.validation),
-        ("rounds planned", f"{versions.rounds}, and {versions.reserve_rounds} in reserve"),
-    ]
-    if versions.epsilon_allowed is not None:
-        facts.append(("all of these would cost", f"epsilon {printed(versions.epsilon_allowed)}"))
-        facts.append(("tuning", report.tuning))
-    if versions.parent is not None:
-        before = f", which cost at most epsilon {printed(versions.epsilon_before)}" if versions.epsilon_before else ""
-        facts.append(("extends", f"plan {versions.parent[:16]} after round {versions.last_round}{before}"))
-    return Section("Choices of the plan, and its versions", facts=tuple(facts))
-
-
-def own_section(own: OwnFigures, report: PrivacyReport) -> Section:
-    """What the site's own screen shows beside its report: facts that could tell of single subjects."""
-    words = (
-        f"For this site's eyes only: the newest charge names {own.subjects} subjects. JSON and page leave this section "
-        "out, as it could tell that one subject is in two studies, or stands here under two ids.",
-        f"The largest epsilon of any subject in this study, all of its ids joined: {printed(own.epsilon)}. An attacker "
-        f"who is wrong about 1% of the absent is right about any one of them at most "
-        f"{percent(own.attacker_at_1_percent)} of the time.",
-        f"All studies on this hospital's ledger, composed for each subject: this one, and {own.other_studies} besides.",
-    )
-    more = report.epsilon is not None and own.epsilon > report.epsilon
-    rows = tuple(
-        (f"{each.delta:g}", f"the {each.source}'s", printed(each.epsilon), number(each.budget)) for each in own.lifetime
-    )
-    table = Table(("delta", "whose", "epsilon of the lifetime", "budget"), rows, frozenset({1}))
-    return Section("At this site alone", (*words, *((MORE,) if more else ())), table=table, warning=more)
-
-
-def _outgoing(found: Sequence[Outgoing]) -> Section:
-    told = tuple(
-        f"{each.classification}: {each.what} ({each.name}): {each.why}"
-        for each in found
-        if each.classification != "nothing personal"
-    )
-    others = dict.fromkeys(each.name for each in found if each.classification == "nothing personal")
-    words = (
-        "Everything that a site sends, and what can be seen of it beside. Accounted: epsilon covers it. Declared: it "
-        "may tell something that nothing bounds.",
-    )
-    rest = (f"nothing personal: {', '.join(others)}",) if others else ()
-    return Section("What leaves a site", words, points=(*told, *rest))
-
-
-def _audit(report: PrivacyReport) -> Section:
-    found = report.audit
-    if not found.given:
-        return Section("Audit of the engine", (found.statement,))
-    facts = (
-        ("result", "every probe passed" if found.passed else "CAUGHT: at least one probe failed"),
-        ("epsilon claimed for the audited steps", f"{printed(found.claimed_epsilon)} over {number(found.steps)} steps"),
-        ("proven at least", number(found.lower_bound)),
-        ("proven at least, if the noise is Gaussian", number(found.lower_bound_gaussian)),
-        ("the most that could have been proven", number(found.largest_provable)),
-        ("canaries", number(found.trials)),
-        ("confidence", number(found.confidence)),
-    )
-    asked = (f"{'passed' if probe.passed else 'FAILED'}: {probe.name}: {probe.detail}" for probe in found.probes)
-    inverted = (
-        f"inversion of a made-up gradient, {each.name}: correlation {each.correlation:.2f}, {each.psnr_db:.1f} dB"
-        for each in found.inversion
-    )
-    title = "Audit of the engine"
-    return Section(title, (found.statement,), facts, points=(*asked, *inverted), warning=not found.passed)
-
-
-def _provenance(report: PrivacyReport) -> Section:
-    facts = [
-        ("study", f"{report.study} ({report.study_id})"),
-        ("plan hash", report.plan_hash),
-        ("final model", report.model_hash or "none yet"),
-        ("fedseg", report.code_version),
-    ]
-    facts += [fact for site in report.sites for fact in _heads(site)]
-    return Section("Provenance", facts=tuple(facts))
-
-
-def _heads(site: SiteFacts) -> list[Fact]:
-    facts = [] if site.ledger_head is None else [(f"ledger head of {site.site}", site.ledger_head)]
-    if site.countersigned is not None:
-        newest = f", the newest {site.countersigned_head}" if site.countersigned_head else ""
-        facts.append((f"heads of {site.site} countersigned by the server", f"{site.countersigned}{newest}"))
-    return facts

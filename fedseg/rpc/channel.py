@@ -26,7 +26,7 @@ from fedseg.federation.exchange import (
     WithdrawReason,
 )
 from fedseg.federation.vector import Weights
-from fedseg.rpc import codec
+from fedseg.rpc import codec, transfer
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc._pb import federation_pb2_grpc as pb_grpc
 from fedseg.rpc.credentials import channel
@@ -134,7 +134,7 @@ class RemoteStudy:
         def parts() -> Iterator[pb.UploadPart]:
             yield pb.UploadPart(header=header)
             done = 0
-            for piece in codec.chunks(vector):
+            for piece in transfer.chunks(vector):
                 yield pb.UploadPart(chunk=piece)
                 done += len(piece)
                 progress(done, vector.nbytes)
@@ -231,7 +231,7 @@ def _download(
     header = next(parts, pb.DownloadPart()).header
     if header.size != size:
         raise ProtocolError(f"the server offers {header.size} bytes where a {what} of this study has {size}")
-    data = codec.collect(parts, size, lambda done: progress(done, size))
+    data = transfer.collect(parts, size, lambda done: progress(done, size))
     if hashlib.sha256(data).digest() != header.digest:
         raise ProtocolError("a download does not fit its own digest")
     return header, data

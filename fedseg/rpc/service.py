@@ -29,7 +29,7 @@ from fedseg.errors import (
     Unreachable,
 )
 from fedseg.federation.exchange import Link
-from fedseg.rpc import codec
+from fedseg.rpc import codec, transfer
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc._pb import federation_pb2_grpc as pb_grpc
 from fedseg.rpc.credentials import (
@@ -173,7 +173,7 @@ class FederationService(pb_grpc.FederationServicer):
         """See the protocol file."""
         peer = self._peer(context)
         if not isinstance(peer, InvitePeer):
-            raise InviteError("this site is enrolled already", hint="go on with: fedseg client join --state DIR")
+            raise InviteError("this site is enrolled already")
         if len(request.certificate_request) > MAX_CERTIFICATE_REQUEST:
             raise ProtocolError("the certificate request is too large")
         codec.sized(request.protocol_key, SIGNING_KEY_SIZE, "the protocol key")
@@ -229,7 +229,7 @@ class FederationService(pb_grpc.FederationServicer):
         return pb.Ack()
 
     def _sent(self, site: str, parts: Iterator[pb.UploadPart], size: int) -> Iterator[bytes]:
-        for piece in codec.pieces(parts, size):
+        for piece in transfer.pieces(parts, size):
             self._desk.alive(site)
             yield piece
 
@@ -277,15 +277,15 @@ class FederationService(pb_grpc.FederationServicer):
         """See the protocol file."""
         with self._transfer(context) as (site, link):
             weights = link.model(_model(request), lambda _done, _size: None)
-            header = pb.DownloadHeader(size=weights.nbytes, digest=codec.digest_of(weights))
-            yield from self._parts(site, header, codec.chunks(weights))
+            header = pb.DownloadHeader(size=weights.nbytes, digest=transfer.digest_of(weights))
+            yield from self._parts(site, header, transfer.chunks(weights))
 
     @_streaming
     def DownloadSum(self, request: pb.DownloadSumRequest, context: grpc.ServicerContext) -> Iterator[pb.DownloadPart]:
         """See the protocol file."""
         with self._transfer(context) as (site, link):
             published = link.published(request.round, lambda _done, _size: None)
-            yield from self._parts(site, codec.encode_published(published), codec.chunks(published.total))
+            yield from self._parts(site, codec.encode_published(published), transfer.chunks(published.total))
 
     def _parts(self, site: str, header: pb.DownloadHeader, pieces: Iterator[bytes]) -> Iterator[pb.DownloadPart]:
         yield pb.DownloadPart(header=header)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import ProtocolError, StorageError
-from fedseg.rpc.codec import CHUNK_BYTES
+from fedseg.rpc.transfer import CHUNK_BYTES
 
 MAX_BYTES = 1 << 31
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fedseg.errors import Unreachable
-from fedseg.rpc.codec import CHUNK_BYTES
 from fedseg.rpc.credentials import SERVER_OPTIONS, Options
+from fedseg.rpc.transfer import CHUNK_BYTES
 
 CALLS_A_SITE = 4
 """A poll, a transfer, a short call, and a transfer that is being ended."""

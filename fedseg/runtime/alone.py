@@ -27,17 +27,14 @@ from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.imaging.transforms import Prepared
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import MAX_STEPS, StudyPlan
-from fedseg.runtime.model_file import History, write_model, write_own
+from fedseg.runtime.model_file import History, write_own
 from fedseg.runtime.ports import OnStep, ShouldStop
 from fedseg.runtime.preparation import (
     first_model,
     layout_of,
     make_trainer,
-    prepare_training,
     trained_ranges,
-    training_data,
 )
-from fedseg.runtime.study import DiskArchive, StudyFolder
 from fedseg.store.checkpoints import load_model
 from fedseg.store.files import exclusive, storage_errors, write_atomic
 
@@ -296,21 +293,6 @@ def _settings(manifest: Manifest, subjects: Mapping[str, list[Prepared]]) -> str
             labels = b"" if volume.labels is None else volume.labels.tobytes()
             digest.update(json.dumps([name, volume.image.shape]).encode() + volume.image.tobytes() + labels)
     return digest.hexdigest()
-
-
-def write_own_model(study: StudyFolder, site: str, data: Path, out: Path, on_round: OnRound) -> Path:
-    """Train one site's own model with all that the study's plan says, privacy's noise included, and write it to `out`.
-
-    From the study's first weights; returns the file.
-    """
-    manifest = study.manifest
-    out.mkdir(parents=True, exist_ok=True)
-    subjects = prepare_training(training_data(data, manifest.plan, None), manifest.plan, out / "cache", _nothing)
-    first = Strategy.of(manifest).weights(DiskArchive(study).load_model(0))
-    weights = train_alone(manifest, site, subjects, first, on_round)
-    model = out / "model.safetensors"
-    write_model(model, manifest, layout_of(manifest), weights, _history(manifest, site))
-    return model
 
 
 def _history(manifest: Manifest, site: str) -> History:

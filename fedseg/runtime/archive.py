@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fedseg.federation.exchange import RingVector
 from fedseg.federation.vector import Weights
 from fedseg.store.study_db import ClaimRow, RoundRow
-
-RingVector = NDArray[np.uint32]
 
 
 class Archive(Protocol):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from fedseg.errors import UsageError
-from fedseg.runtime.audit_compare import compare, signed_part, unproven
+from fedseg.runtime.audit_closings import Closing, signed_part
+from fedseg.runtime.audit_compare import compare, unproven
 from fedseg.runtime.audit_evidence import Finding, Log, load
-from fedseg.runtime.audit_history import Closing, History
+from fedseg.runtime.audit_history import History
 from fedseg.runtime.audit_steps import Attempt, listed
 from fedseg.store.audit_records import Closed, Reused, Unmask
 
@@ -275,12 +276,16 @@ def _reuses(histories: Sequence[History]) -> Iterator[str]:
     for history in histories:
         for reused in dict.fromkeys(history.reused):
             told.setdefault(reused, []).append(history.party)
+    attempts = [attempt for history in histories for attempt in history.attempts.values()]
+    evaluations = {attempt.header.round for attempt in attempts if attempt.header.evaluation}
     for reused, parties in sorted(told.items(), key=lambda each: each[0].round):
         apart = sorted(set(reused.u3) ^ set(reused.earlier_u3))
-        differ = f"what the two sums differ by are updates of {listed(apart)}" if apart else "of the same contributors"
+        scores = reused.round in evaluations
+        what = "scores" if scores else "updates"
+        differ = f"what the two sums differ by are {what} of {listed(apart)}" if apart else "of the same contributors"
+        second = "an evaluation after that" if scores else "a second sum over the model"
         yield (
-            f"round {reused.round}: a second sum over the model of round {reused.earlier_round}, confirmed by "
-            f"{listed(parties)}: {differ}"
+            f"round {reused.round}: {second} of round {reused.earlier_round}, confirmed by {listed(parties)}: {differ}"
         )
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import pairwise
 from typing import TypeVar
 
+from fedseg.runtime import audit_gaps
+from fedseg.runtime.audit_closings import Closing, signed_part
 from fedseg.runtime.audit_evidence import Finding
-from fedseg.runtime.audit_history import Closing, History
+from fedseg.runtime.audit_history import History
 from fedseg.runtime.audit_ledgers import charge_of
 from fedseg.runtime.audit_steps import Attempt, Vote, listed
 from fedseg.secagg.session import SessionHeader
-from fedseg.store.audit_records import Believed, Closed, Confirmed, Evaluated, Unmask
+from fedseg.store.audit_records import Believed, Closed, Evaluated, Unmask
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -27,15 +29,6 @@ TOLD = (
     "the server told these parties different things, or one of them logged what it was not told; "
     "the logs alone do not show which"
 )
-
-
-@dataclass(frozen=True)
-class Lacking:
-    """What a log should hold, by a signature in another's."""
-
-    step: str
-    round: int
-    where: str
 
 
 def compare(histories: Sequence[History]) -> list[Finding]:
@@ -52,10 +45,11 @@ def compare(histories: Sequence[History]) -> list[Finding]:
         _fetched_others,
         _believed_others,
         _other_versions,
+        _other_rounds,
         _two_heads,
-        _cut_heads,
-        _cut_sites,
-        _cut_server,
+        audit_gaps.lost_heads,
+        audit_gaps.lost_steps,
+        audit_gaps.lost_closes,
     )
     return [finding for check in checks for finding in check(histories)]
 
@@ -226,6 +220,17 @@ def _other_versions(histories: Sequence[History]) -> Iterator[Finding]:
                 yield Finding("", f"{first.log.path}; {second.log.path}", what, proves)
 
 
+def _other_rounds(histories: Sequence[History]) -> Iterator[Finding]:
+    """A plan's hash covers its number of rounds too."""
+    told = [(history, plan, rounds) for history in histories for plan, rounds in history.planned.items()]
+    for given in _by(told, lambda each: each[1]).values():
+        for (first, plan, one), (second, _, other) in pairwise(given):
+            if one != other:
+                what = f"{first.party} has {one} rounds in plan {plan[:16]}, {second.party} has {other}"
+                proves = "one of the two logs is false: the hash of a plan covers its number of rounds"
+                yield Finding("", f"{first.log.path}; {second.log.path}", what, proves)
+
+
 def _two_heads(histories: Sequence[History]) -> Iterator[Finding]:
     """A ledger charges each attempt once: two heads for one are two ledgers, or one that was set back."""
     heads = [(history, head) for history in histories for head in history.countersigned]
@@ -236,21 +241,6 @@ def _two_heads(histories: Sequence[History]) -> Iterator[Finding]:
         )
         proves = f"the ledger of {one.site} was set back or copied, and the server let it pass: it signed both itself"
         yield Finding("server", f"{first.log.path}; {second.log.path}", what, proves)
-
-
-def _cut_heads(histories: Sequence[History]) -> Iterator[Finding]:
-    """The server logs a head before it answers: what a site holds of its signatures, its log has."""
-    for server in (each for each in histories if each.is_server and not each.log.broken):
-        own = set(server.countersigned)
-        for history in histories:
-            lacking = [head for head in history.countersigned if head not in own]
-            if lacking:
-                what = (
-                    f"the log lacks {len(lacking)} countersigned heads of the ledger of {lacking[0].site}, the first "
-                    f"of round {lacking[0].round}, which the server has signed: {history.log.path}"
-                )
-                proves = "the server has cut its log or gone back to an older copy: the signature is its own"
-                yield Finding("server", server.log.path, what, proves)
 
 
 def _has_server(histories: Sequence[History]) -> bool:
@@ -282,69 +272,6 @@ def unproven(histories: Sequence[History]) -> Iterator[str]:
             f"{history.party} took model {best.model[:16]} for the best so far on the server's word: no log here shows "
             "the round that scored it"
         )
-
-
-def _cut_sites(histories: Sequence[History]) -> Iterator[Finding]:
-    for history in histories:
-        if history.log.broken:
-            continue
-        for sid, lacking in _lacking(history, histories).items():
-            steps = " and ".join(sorted({each.step for each in lacking}))
-            what = (
-                f"the log lacks {steps} of session {sid[:16]} (round {lacking[0].round}), which {history.party} has "
-                f"signed: {lacking[0].where}"
-            )
-            proves = f"{history.party} has cut its log or gone back to an older copy: the signature is its own"
-            yield Finding(history.party, history.log.path, what, proves)
-        yield from _uncounted(history, histories)
-
-
-def _lacking(history: History, histories: Sequence[History]) -> dict[str, list[Lacking]]:
-    """By session, what others hold of a site's signatures and its own log doesn't have."""
-    own = {attempt.sid: attempt for attempt in history.attempts.values()}
-    found: dict[str, list[Lacking]] = defaultdict(list)
-    for other in (each for each in histories if each is not history):
-        for each in other.contributions:
-            if each.key == history.key and each.sid not in own:
-                found[each.sid].append(Lacking("step 3", each.round, each.where))
-        for vote in other.votes:
-            if vote.key == history.key and (vote.sid not in own or Confirmed not in own[vote.sid].steps):
-                found[vote.sid].append(Lacking("step 4", vote.round, vote.where))
-    return found
-
-
-def _uncounted(history: History, histories: Sequence[History]) -> Iterator[Finding]:
-    """Rounds that count a site by the server's word alone, of which its own log knows nothing."""
-    signed = _lacking(history, histories).keys()
-    seen = {closing.body.round for closing in history.closings}
-    for closing in {each.body.session: each for other in histories for each in other.closings}.values():
-        body = closing.body
-        mine = history.begin.party in body.contributors and closing.roster.keys.get(history.begin.party) == history.key
-        if mine and body.session not in signed and body.round not in seen and history.attempt_of(body.session) is None:
-            what = f"the log lacks round {body.round}, which counts {history.begin.party} among its contributors"
-            proves = (
-                f"{history.party} has cut its log, or the server counts an input that was never given: the server's "
-                "own log would hold the signature that decides it"
-            )
-            yield Finding(history.party, f"{history.log.path}; {closing.where}", what, proves)
-
-
-def _cut_server(histories: Sequence[History]) -> Iterator[Finding]:
-    for server in histories:
-        if not server.is_server or server.log.broken:
-            continue
-        own = {closing.body.round for closing in server.closings}
-        lost = {each.body.round: each for other in histories for each in other.closings if each.body.round not in own}
-        for number, closing in sorted(lost.items()):
-            what = f"the log lacks the close of round {number}, which the server has signed: {closing.where}"
-            proves = "the server has cut its log or gone back to an older copy: the signature is its own"
-            yield Finding("server", server.log.path, what, proves)
-
-
-def signed_part(closing: Closing) -> tuple[Hashable, ...]:
-    """What the server's signature of a close covers, beside the round."""
-    body = closing.body
-    return body.session, body.contributors, body.sum, body.next_model
 
 
 def _differing(one: Closing, other: Closing) -> str:

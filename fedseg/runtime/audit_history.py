@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Iterable, Iterator
 
 from fedseg.errors import FedsegError, ProtocolError
-from fedseg.federation.evaluation import aggregate_of
-from fedseg.federation.exchange import CLOSE, SERVER, closing_statement
-from fedseg.runtime import audit_ledgers
+from fedseg.runtime import audit_closings, audit_ledgers, audit_reuse
+from fedseg.runtime.audit_closings import Closing
 from fedseg.runtime.audit_evidence import Entry, Finding, Log
+from fedseg.runtime.audit_rounds import Progress
 from fedseg.runtime.audit_steps import (
     Attempt,
     Contribution,
     Step,
     Vote,
-    listed,
     name_of,
     order_problems,
-    outside,
     read_step,
-    too_few,
 )
-from fedseg.secagg import signing
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Roster
-from fedseg.secagg.statistics import StatisticsCode
 from fedseg.store.audit_records import (
     Begin,
     Believed,
     Closed,
-    Confirmed,
     Countersigned,
     Evaluated,
     Extended,
@@ -43,20 +34,6 @@ from fedseg.store.audit_records import (
     RosterPinned,
     Unmask,
 )
-
-
-@dataclass(frozen=True)
-class Closing:
-    """A closed round, one that trained or an evaluation, with the server's valid signature, in anybody's log.
-
-    Attributes:
-        attempt: The attempt that made it, where this log knows it.
-    """
-
-    body: Closed | Evaluated
-    roster: Roster
-    attempt: Attempt | None
-    where: str
 
 
 class History:
@@ -75,6 +52,7 @@ class History:
         believed: Best models so far, taken on the server's word.
         countersigned: Heads of privacy ledgers, validly signed by the server.
         extended: Versions of the plan that go on from another, by plan hash.
+        planned: How many rounds each version of the plan has, by plan hash.
     """
 
     def __init__(self, log: Log) -> None:
@@ -92,11 +70,15 @@ class History:
         self.believed: list[Believed] = []
         self.countersigned: list[Countersigned] = []
         self.extended: dict[str, Extended] = {}
+        self.planned: dict[str, int] = {}
+        self._progress = Progress(self.is_server)
         self._refused: set[str] = set()
         self._where = log.path
         for entry in log.entries:
             self._read(entry)
-        self._check_reuse()
+        for where, what in audit_reuse.problems(list(self.attempts.values()), self.reused):
+            self._where = where
+            self._wrong([what])
 
     @property
     def begin(self) -> Begin:
@@ -147,6 +129,7 @@ class History:
                 self.reused.append(body)
             case Fetched():
                 self.fetched.append(body)
+                self._count(body)
             case Believed():
                 self.believed.append(body)
             case Countersigned():
@@ -184,6 +167,9 @@ class History:
             self._wrong([f"a roster that cannot be: {error.what}"])
             return
         problems = [*self._roster_problems(body, roster), *self._plan_problems(roster)]
+        if self.planned.setdefault(body.plan_hash, body.rounds) != body.rounds:
+            problems.append(f"plan {body.plan_hash[:16]} has two numbers of rounds")
+        self._progress.rounds = body.rounds
         if self.rosters and (changes := self.rosters[-1].differences(roster)):
             self.notes.append(f"{self._where}: {self.party} goes on under another roster: {', '.join(changes)}")
         self.rosters.append(roster)
@@ -223,6 +209,7 @@ class History:
         if body.session != header.sid0().hex():
             yield "the session is not the hash of its header"
         yield from self._under_roster(header)
+        yield from self._progress.opening_problems(header)
         newest, version = self._newest(), self.extended.get(header.plan_hash.hex())
         if version is not None and header.round <= version.last_round:
             yield f"its plan goes on after round {version.last_round}"
@@ -230,7 +217,8 @@ class History:
             yield f"it was opened after {newest.name}"
         elif newest is not None and header.round == newest.header.round and Unmask in newest.steps:
             yield f"it was opened after step 5 of attempt {newest.header.attempt}, which ends a round"
-        yield from self._follows(header.round, header.model_hash.hex(), "it starts")
+        model = header.model_hash.hex()
+        yield from audit_closings.other_start(header.round, model, "it starts", self.begin.role, self.closings)
 
     def _under_roster(self, header: SessionHeader) -> Iterator[str]:
         if not self.rosters:
@@ -241,14 +229,6 @@ class History:
             yield f"it is under roster {header.roster.hex()[:16]}, pinned is {pinned.fingerprint.hex()[:16]}"
         elif (header.study, header.plan_hash, header.sites) != (pinned.study, pinned.plan_hash, pinned.sites):
             yield "its study, plan or sites are not those of its roster"
-
-    def _follows(self, round_number: int, model: str, it_starts: str) -> Iterator[str]:
-        """The server makes every model; a site may have missed rounds in between."""
-        last = self.closings[-1].body if self.closings else None
-        if last is None or model == last.next_model:
-            return
-        if self.is_server or round_number == last.round + 1:
-            yield f"{it_starts} from model {model[:16]}, where round {last.round} ended with {last.next_model[:16]}"
 
     def _newest(self) -> Attempt | None:
         return next(reversed(self.attempts.values()), None)
@@ -280,56 +260,24 @@ class History:
         if roster is None:
             self._wrong([f"round {body.round} was closed before a roster was pinned"])
             return
-        self._wrong(f"round {body.round}: {problem}" for problem in self._closing_problems(body, roster))
+        role = self.begin.role
+        problems = audit_closings.problems(body, roster, role, self.closings, self.believed)
+        self._wrong(f"round {body.round}: {problem}" for problem in problems)
         if attempt is not None:
-            self._wrong(f"{attempt.name}: {problem}" for problem in self._attempt_problems(body, attempt))
+            problems = audit_closings.attempt_problems(body, attempt, role)
+            self._wrong(f"{attempt.name}: {problem}" for problem in problems)
             attempt.steps.setdefault(type(body), body)
         else:
             self._check_stranger(body)
-        if _signed(body, roster):
+        if audit_closings.is_signed(body, roster):
             self.closings.append(Closing(body, roster, attempt, self._where))
+            if isinstance(body, Closed):
+                self._count(body)
 
-    def _closing_problems(self, body: Closed | Evaluated, roster: Roster) -> Iterator[str]:
-        if not _signed(body, roster):
-            yield "the server's signature of its close is not valid"
-        yield from outside("its contributors", body.contributors, "the roster", roster.sites)
-        last = self.closings[-1].body if self.closings else None
-        if last is not None and body.round <= last.round:
-            yield "it is closed a second time" if body.round == last.round else f"it is closed after round {last.round}"
-        yield from self._follows(body.round, body.base_model, "its close starts")
-        if isinstance(body, Evaluated):
-            yield from self._evaluated_before(body)
-            return
-        earlier = {each.body.base_model for each in self.closings} | {each.model for each in self.believed}
-        if body.rolled_back and body.next_model not in earlier:
-            yield f"it goes back to model {body.next_model[:16]}, from which no round before it started"
-
-    def _evaluated_before(self, body: Evaluated) -> Iterator[str]:
-        """Two evaluations of one model differ by the scores of the sites that are in one of them alone."""
-        for earlier in (each.body for each in self.closings):
-            same = isinstance(earlier, Evaluated) and earlier.model == body.model
-            if same and earlier.contributors != body.contributors:
-                yield (
-                    f"it is a second evaluation of the model of round {earlier.round}, of {listed(body.contributors)} "
-                    f"where that one was of {listed(earlier.contributors)}"
-                )
-
-    def _attempt_problems(self, body: Closed | Evaluated, attempt: Attempt) -> Iterator[str]:
-        evaluation = isinstance(body, Evaluated)
-        if evaluation != attempt.header.evaluation:
-            kinds = ("an evaluation", "a round that trains")
-            session, close = kinds if attempt.header.evaluation else kinds[::-1]
-            yield f"its session is {session}, it was closed as {close}"
-        elif isinstance(body, Evaluated):
-            yield from _impossible(body, attempt)
-        yield from order_problems(attempt, body, self.begin.role, True)
-        if body.round != attempt.header.round:
-            yield f"its sum is published as that of round {body.round}"
-        if body.base_model != attempt.header.model_hash.hex():
-            yield f"it was closed over model {body.base_model[:16]}, not over its own"
-        if attempt.u3 is not None and body.contributors != attempt.u3:
-            yield f"it was closed with {listed(body.contributors)}, before that they were {listed(attempt.u3)}"
-        yield from too_few("the close", body.contributors, attempt)
+    def _count(self, body: Closed | Fetched) -> None:
+        trained = [each.header.encoding for each in self.attempts.values() if not each.header.evaluation]
+        problems = self._progress.take(body, back=all(code.scored for code in trained))
+        self._wrong(f"round {body.round}: {problem}" for problem in problems)
 
     def _check_stranger(self, body: Closed | Evaluated) -> None:
         """A close of a session that this party had no part in."""
@@ -339,56 +287,3 @@ class History:
             what = f"round {body.round}: the close counts {self.begin.party}, whose log has no input to that session"
             proves = f"either {self.party} has cut its log, or the server counts an input that was never given"
             self._wrong([what], proves)
-
-    def _check_reuse(self) -> None:
-        """A site that confirms a second sum over one model says so, of every earlier one whose members were others."""
-        attempts = list(self.attempts.values())
-        for number, later in enumerate(attempts):
-            earlier = [each for each in attempts[:number] if _same_model(each, later) and Confirmed in each.steps]
-            if Confirmed not in later.steps or not earlier:
-                continue
-            others = [each.header.round for each in earlier if each.u3 != later.u3]
-            if later.header.evaluation and others:
-                self._where = later.where
-                self._wrong([f"{later.name}: a second evaluation of the model of round {others[0]}, of other sites"])
-                continue
-            said = self._said_of(later, earlier)
-            lacking = {each.header.round for each in earlier if each.u3 != later.u3} - said
-            if lacking or not said:
-                rounds = listed(map(str, sorted(lacking or {each.header.round for each in earlier})))
-                self._where = later.where
-                self._wrong([f"{later.name}: a second sum over the model of round {rounds}, without a record of it"])
-
-    def _said_of(self, later: Attempt, earlier: Sequence[Attempt]) -> set[int]:
-        """The earlier rounds over its model that records of reuse name truly."""
-        sum_of = later.header.round, later.header.model_hash.hex(), later.u3
-        sums = {(each.header.round, each.u3) for each in earlier}
-        told = [each for each in self.reused if (each.round, each.model, each.u3) == sum_of]
-        return {each.earlier_round for each in told if (each.earlier_round, each.earlier_u3) in sums}
-
-
-def _same_model(one: Attempt, other: Attempt) -> bool:
-    """Whether two rounds used one model for the same: to train it, or to evaluate it."""
-    uses = {(each.header.model_hash, each.header.evaluation) for each in (one, other)}
-    return one.header.round != other.header.round and len(uses) == 1
-
-
-def _impossible(body: Evaluated, attempt: Attempt) -> Iterator[str]:
-    """What is wrong with the statistics themselves."""
-    code, total = attempt.header.encoding, np.asarray(body.statistics, dtype=np.uint32)
-    if isinstance(code, StatisticsCode):
-        try:
-            aggregate_of(code, total, len(body.contributors))
-        except ProtocolError as error:
-            yield f"its statistics cannot be: {error.what}"
-
-
-def _signed(body: Closed | Evaluated, roster: Roster) -> bool:
-    statement = closing_statement(body.round, body.contributors, bytes.fromhex(body.sum), body.next_model)
-    try:
-        signing.verify(
-            roster.server_key, CLOSE, bytes.fromhex(body.session), SERVER, statement, bytes.fromhex(body.signature)
-        )
-    except ProtocolError:
-        return False
-    return True

@@ -98,7 +98,7 @@ def load_audit(path: Path, manifest: Manifest) -> Audit:
             hint=_AGAIN,
         )
     _check_same(found, manifest, str(path))
-    return _as_facts(found, manifest)
+    return _as_facts(found)
 
 
 def _check_same(found: _File, manifest: Manifest, where: str) -> None:
@@ -123,13 +123,11 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _as_facts(found: _File, manifest: Manifest) -> Audit:
-    same = found.code_version == manifest.code_version
-    older = "" if same else f" The study runs fedseg {manifest.code_version}, the audit ran {found.code_version}."
+def _as_facts(found: _File) -> Audit:
     return Audit(
         statement=(
             "The real engine with this study's noise, rate and clip, asked about made-up subjects. Passing proves no "
-            f"privacy: no audit can refute a claim that is above the most that it could have proven.{older}"
+            "privacy: no audit can refute a claim that is above the most that it could have proven."
         ),
         given=True,
         code_version=found.code_version,

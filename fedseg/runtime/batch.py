@@ -14,10 +14,12 @@ import numpy as np
 
 from fedseg.errors import DataError, Interrupted
 from fedseg.imaging.cleanup import Cleaned
-from fedseg.imaging.flags import Flag, flags_of
+from fedseg.imaging.flags import flags_of
+from fedseg.imaging.grid_flags import Flag
 from fedseg.imaging.nifti import Volume, read_image
 from fedseg.imaging.transforms import Prepared
 from fedseg.metrics.volumes import volume_ml
+from fedseg.report.volumes import brain_tissue_ml
 from fedseg.runtime.derivatives import Derivatives, Outputs
 from fedseg.runtime.prediction import OnCase, Segmentation, Segmenter
 from fedseg.runtime.scans import Scan
@@ -51,12 +53,19 @@ class Predicted:
     flags: tuple[Flag, ...]
     seconds: float
 
+    @property
+    def brain_tissue_ml(self) -> float | None:
+        """As `report.volumes` defines it; None of a brain mask."""
+        return brain_tissue_ml(self.volumes_ml)
+
     def to_json(self) -> dict[str, Any]:
         """What `predict --json` says of it."""
         return {
             "scan": str(self.scan.image),
+            "gestational_age_weeks": self.scan.gestational_age_weeks,
             **{"uncertainty_map" if kind == "uncertainty" else kind: str(path) for kind, path in self.files.items()},
             "volumes_ml": self.volumes_ml,
+            "brain_tissue_ml": self.brain_tissue_ml,
             "uncertainty": self.uncertainty,
             "cleaned": asdict(self.cleaned),
             "ways": [asdict(way) for way in self.ways],
@@ -108,7 +117,7 @@ def predict(
         for number, (scan, ready) in enumerate(waiting):
             if should_stop():
                 raise Interrupted(
-                    f"stopped; {len(done)} of {len(scans)} scans are segmented in {out}",
+                    f"{len(done)} of {len(scans)} scans are segmented in {out}",
                     hint="what is there is whole; the same command segments all scans again",
                 )
             try:
@@ -116,7 +125,7 @@ def predict(
             except DataError as error:
                 failed.append((scan, error))
             except (MemoryError, RuntimeError) as error:
-                failed.append((scan, _too_large(scan, error)))
+                failed.append((scan, too_large(scan.image, error)))
             on_case(number + 1, len(scans))
     return Batch(tuple(done), tuple(failed))
 
@@ -138,12 +147,12 @@ def _ahead(segmenter: Segmenter, scans: Sequence[Scan]) -> Generator[tuple[Scan,
             yield scan, ready
 
 
-def _too_large(scan: Scan, error: Exception) -> DataError:
+def too_large(scan: Path, error: Exception) -> DataError:
     """What is said of a scan for which memory ran out; any other error is raised again."""
     if not out_of_memory(error):
         raise error
     hint = "close other programs, crop it to the head, or use a machine with more memory"
-    return DataError("the scan doesn't fit into memory", where=str(scan.image), hint=hint)
+    return DataError("the scan doesn't fit into memory", where=str(scan), hint=hint)
 
 
 def _one(
@@ -151,9 +160,9 @@ def _one(
 ) -> Predicted:
     """Segment and write one scan; with the first one, what all share."""
     began = time.monotonic()
-    found = segmenter.segment(image, prepared)
+    found = segmenter.segment(prepared)
     volumes = {
-        tissue: volume_ml(found.labels == np.uint8(index), image.spacing_mm)
+        tissue: volume_ml(found.labels == np.uint8(index), image.voxel_mm3)
         for index, tissue in enumerate(segmenter.scheme.tissues, 1)
     }
     flags = _flags(segmenter, scan, image, found)
@@ -161,6 +170,7 @@ def _one(
         derivatives.describe()
     facts = {
         "VolumesML": volumes,
+        "BrainTissueML": brain_tissue_ml(volumes),
         "Uncertainty": found.uncertainty,
         "CleanUp": asdict(found.cleaned) if segmenter.options.cleanup else "off",
         "Flags": [asdict(flag) for flag in flags],

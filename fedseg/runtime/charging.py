@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from shlex import quote
 
+from fedseg import __version__
 from fedseg.errors import DataError, LedgerError
 from fedseg.federation.exchange import LedgerClaim
-from fedseg.imaging.bids import Case, Dataset
 from fedseg.imaging.content import voxel_hash
+from fedseg.imaging.dataset import Case, Dataset
 from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.events import RoundCharge
@@ -114,6 +115,7 @@ class StudyCharger:
             round=round_number,
             attempt=attempt,
             model_hash=model,
+            code_version=__version__,
             noise_multiplier=sigma,
             sampling_rate=plan.privacy.sampling_rate,
             steps=plan.training.steps,

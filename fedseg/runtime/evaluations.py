@@ -142,9 +142,14 @@ def evaluations_of(manifest: Manifest, book: Sequence[RoundRow], server_key: byt
 
 
 def newest_of(manifest: Manifest, book: Sequence[RoundRow], server_key: bytes) -> Evaluation | None:
-    """The evaluation of a study's newest model; None where it has none. Arguments and errors as `evaluations_of`."""
+    """The newest evaluation of a study's newest model, to which a rollback may have led back; None where it has none.
+
+    Arguments and errors as `evaluations_of`.
+    """
     closed = [row for row in book if row.state == "closed"]
-    return evaluations_of(manifest, book, server_key)[-1] if closed and closed[-1].evaluation else None
+    rounds = {row.round for row in closed if row.evaluation and row.model_hash == closed[-1].next_model}
+    found = [each for each in evaluations_of(manifest, book, server_key) if each.round in rounds]
+    return found[-1] if found else None
 
 
 def published_of(row: RoundRow) -> Published:

@@ -18,29 +18,39 @@ class Waiting:
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """An attempt at a round begins."""
+    """An attempt at a round begins.
+
+    Attributes:
+        round: Its number, which may be beyond `rounds`: a round without a sum, and an evaluation, have one too.
+        rounds: How many the plan wants closed.
+        attempt: 1 or 2.
+        closed: How many are; None where a site cannot know, because some closed without it.
+    """
 
     round: int
     rounds: int
     attempt: int
+    closed: int | None = None
 
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A round enters a phase, in which these sites are asked."""
+    """A round, or an evaluation, enters a phase, in which these sites are asked."""
 
     round: int
     phase: str
     expected: tuple[str, ...]
+    evaluation: bool = False
 
 
 @dataclass(frozen=True)
 class SiteLost:
-    """A site missed the rest of a round."""
+    """A site missed the rest of a round, or of an evaluation."""
 
     round: int
     site: str
     why: str
+    evaluation: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,12 @@ class RoundClosed:
 
 @dataclass(frozen=True)
 class RoundAbandoned:
-    """An attempt at a round ended without one."""
+    """An attempt at a round ended without a new model, or at an evaluation without a sum."""
 
     round: int
     attempt: int
     why: str
+    evaluation: bool = False
 
 
 @dataclass(frozen=True)

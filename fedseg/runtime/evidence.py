@@ -29,11 +29,12 @@ class MemoryEvidence:
         self._entries.append((kind, body))
 
 
-def roster_entry(roster: Roster) -> dict[str, object]:
-    """The roster under which what follows happens."""
+def roster_entry(roster: Roster, rounds: int) -> dict[str, object]:
+    """The roster under which what follows happens, and how many rounds its plan has."""
     return {
         "fingerprint": roster.fingerprint.hex(),
         "plan_hash": roster.plan_hash.hex(),
+        "rounds": rounds,
         "server_key": roster.server_key.hex(),
         "keys": {site: key.hex() for site, key in roster.keys.items()},
     }

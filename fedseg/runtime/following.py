@@ -20,9 +20,28 @@ from fedseg.runtime.session import encoding_of
 from fedseg.secagg.signing import verify
 
 T = TypeVar("T")
-ROUNDS = ("closed", "fetched", "believed")
 TALK = "stop and talk to the coordinator: the server is broken, or lies"
 OTHER_BEST = "the server names another best model than the published scores give"
+
+
+def known_rounds(evidence: Evidence) -> dict[int, str]:
+    """The closed rounds of a site's log, followed or taken on the server's word, and the model of each."""
+    model_of = {"closed": "next_model", "fetched": "model"}
+    return {body["round"]: body[model_of[kind]] for kind, body in evidence.entries() if kind in model_of}
+
+
+def most_closed(evidence: Evidence, manifest: Manifest) -> int:
+    """How many rounds can be closed, by a site's log, at most.
+
+    A sum that it followed started from the model that it held, so no round between had made another; before a model
+    taken on the server's word any may have. In a study that rolls back, rounds between may have led back to that model.
+    """
+    back, most, newest = manifest.plan.aggregation.rollback is not None, 0, 0
+    for kind, body in evidence.entries():
+        if kind in ("closed", "fetched"):
+            most += 1 if kind == "closed" and not back else body["round"] - newest
+            newest = body["round"]
+    return most
 
 
 class Follower:
@@ -79,7 +98,7 @@ class Follower:
         own = None if state is None else model_hash(state)
         with self._doubting():
             self._check_head(head, part)
-            if own == head.model_hash:
+            if own == head.model_hash and self._is_newest(head, part):
                 self._follow_best(head)
                 self.closed_round = head.closed_round
                 return False
@@ -104,30 +123,67 @@ class Follower:
 
     def _check_head(self, head: Head, part: Participation) -> None:
         """Refuse a history other than the one that this site was part of."""
-        newest = max((body["round"] for kind, body in self._evidence.entries() if kind in ROUNDS), default=0)
-        if head.closed_round < newest:
-            raise ProtocolError(
-                f"the server's newest round is {head.closed_round}, this site knows of round {newest}", hint=TALK
-            )
+        self._check_round(head)
         if head.closed_round == 0 and head.model_hash != self._manifest.initial_model:
             raise ProtocolError("the study's first model is not the one that the plan names")
         if head.best is not None and not (self._encoding.scored and head.closed_round):
             raise ProtocolError(OTHER_BEST, hint=TALK)
-        base = part.base_of(head.closed_round)
+        base = part.said.base_of(head.closed_round)
         if base not in (None, head.base_model):
             raise ProtocolError(
                 f"the server says that round {head.closed_round} started from model {head.base_model}, it was {base}",
                 hint=TALK,
             )
 
-    def _download(self, head: Head, part: Participation) -> Weights:
-        """The newest model as the server has it: its hash is in the session, so a lie about it sums with nobody's."""
+    def _check_round(self, head: Head) -> None:
+        """Refuse a newest round that is older than this site's, had another model, or is one too many."""
+        known, rounds = known_rounds(self._evidence), self._manifest.plan.schedule.rounds
+        number, newest = head.closed_round, max(known, default=0)
+        if number < newest:
+            raise ProtocolError(f"the server's newest round is {number}, this site knows of round {newest}", hint=TALK)
+        if number in known and head.model_hash != known[number]:
+            raise ProtocolError(
+                f"the server names model {head.model_hash} as that of round {number}, which had ended with "
+                f"{known[number]}",
+                hint=TALK,
+            )
+        if number > newest and len(known) >= rounds:
+            raise ProtocolError(
+                f"the server says that round {number} is closed, though the {rounds} of the plan were closed before it",
+                hint=TALK,
+            )
+
+    def _is_newest(self, head: Head, part: Participation) -> bool:
+        """Whether the model that this site holds is that of the newest round; False where a sum must show it.
+
+        Rounds that it missed may have led back to that model, in a study that rolls back. The number alone matters too:
+        by it a site keeps what its strategy leaves it of a round, and knows when the model may be evaluated.
+        """
+        if head.closed_round <= max(known_rounds(self._evidence), default=0):
+            return True
+        if head.base_model == head.model_hash:
+            return False
+        if self._manifest.plan.aggregation.rollback is None:
+            raise ProtocolError(
+                f"the server says that round {head.closed_round} ended with the model of an earlier round, in a study "
+                "that does not roll back",
+                hint=TALK,
+            )
+        self._take_round(head, part)
+        return True
+
+    def _take_round(self, head: Head, part: Participation) -> None:
+        """Take a round that this site missed on the server's word, unless the server was caught in a lie."""
         if self._doubt is not None:
             raise self._doubt
         part.end("the study went on without this site")
         if head.closed_round:
             said = {"round": head.closed_round, "base_model": head.base_model, "model": head.model_hash}
             self._take("fetched", said, head)
+
+    def _download(self, head: Head, part: Participation) -> Weights:
+        """The newest model as the server has it: its hash is in the session, so a lie about it sums with nobody's."""
+        self._take_round(head, part)
         weights = self._fetch(head.model_hash, "fetching the model")
         self._believe(head)
         return weights
@@ -171,7 +227,7 @@ class Follower:
             self._manifest, self._encoding, published.total, published.contributors,
             base_model=head.base_model, best=self._best,
         )  # fmt: skip
-        if closing.best != head.best and part.base_of(head.closed_round) is None:
+        if closing.best != head.best and part.said.base_of(head.closed_round) is None:
             # Rounds that this site missed had brought the study back to the model that it holds.
             return None
         following = self._following(state, closing, published.round)
@@ -193,7 +249,7 @@ class Follower:
             raise ProtocolError(
                 f"round {head.closed_round} was closed with sites that the plan does not name", hint=TALK
             )
-        if part.denies(published):
+        if part.said.denies(published):
             raise ProtocolError(
                 f"the server published a sum for round {head.closed_round} of others than this site has signed for",
                 hint=TALK,

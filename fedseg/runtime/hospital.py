@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from fedseg.errors import LedgerError, StorageError
 from fedseg.privacy.identity import Subject
@@ -105,6 +106,15 @@ class Hospital:
         """The folder of the ledger that the data folder is bound to; `folder` where it is bound to none."""
         return self.ledger_folder(None if self._bound() else folder)
 
+    def begun_ledger(self, folder: Path) -> HospitalLedger | None:
+        """The ledger as `open_ledger` finds it; None where the hospital has begun none yet. Nothing is written.
+
+        Raises:
+            LedgerError: as `kept_ledger` and `open_ledger`.
+        """
+        place = self.kept_ledger(folder)
+        return self.open_ledger(place) if _is_there(place) and not (place / UNFINISHED).exists() else None
+
     def require_findable(self, folder: Path) -> None:
         """Refuse to begin a ledger that nobody but this account would find again.
 
@@ -173,7 +183,8 @@ class Hospital:
                     f"some of these scans were charged to another privacy ledger, {other.folder}: a second one would "
                     "forget what their subjects have spent",
                     where=str(self.data),
-                    hint=f"name it with --ledger {other.folder}; scans of two ledgers cannot train together",
+                    hint=f"name it with --ledger {quote(str(other.folder))}; scans of two ledgers cannot train "
+                    "together",
                 )
 
     def _others(self, folder: Path) -> Iterator[HospitalLedger]:

@@ -19,13 +19,14 @@ from fedseg.runtime.site_folder import SiteFolder
 
 Facts = dict[str, Any]
 
-FORMAT = "fedseg privacy ledger export 2"
+FORMAT = "fedseg privacy ledger export 4"
 LEFT_OUT = (
     "the keyed hashes of subjects, and the secret that they are keyed with: a charge names every subject in its "
     "sampling frame, this document names none",
     "the number of subjects in any charge; public_subjects is the plan's rounded constant",
     "the largest epsilon of any one subject, in a study or over all of them: it tells whether somebody is in two "
     "studies, or in one under two ids; a study's epsilon here is that of a subject whom all its charges name once",
+    "the hour of a charge: the day (UTC) stands here; what lies between two charges would tell how long training took",
     "all records between the charges, their number, and the links of the chain: they tell when a subject was added; "
     "the head is the newest charge's, to be looked for at the hospital with: fedseg client ledger verify --head HEX",
 )
@@ -36,20 +37,25 @@ class Deltas:
 
     Args:
         folder: The state of a site, for its plan and policy; None for the defaults.
+
+    Attributes:
+        lifetime: The policy's delta for all studies together.
+        limit: Its lifetime_epsilon; None where it sets none.
+        known: Whether a site's policy was read.
     """
 
     def __init__(self, folder: SiteFolder | None) -> None:
         manifest = None if folder is None else folder.manifest
         text = None if folder is None else folder.membership.policy
         policy = SitePolicy() if text is None else parse_policy(text, "this hospital's policy").content
-        self.lifetime = policy.lifetime_delta
-        self._known: Mapping[str, float] = {}
+        self.lifetime, self.limit, self.known = policy.lifetime_delta, policy.lifetime_epsilon, folder is not None
+        self._deltas: Mapping[str, float] = {}
         if manifest is not None and manifest.plan.private:
-            self._known = {manifest.study: manifest.plan.privacy.delta}
+            self._deltas = {manifest.study: manifest.plan.privacy.delta}
 
     def of(self, study: str) -> float:
         """The delta of one study."""
-        return self._known.get(study, self.lifetime)
+        return self._deltas.get(study, self.lifetime)
 
 
 def ledger_facts(ledger: Ledger, deltas: Deltas) -> Facts:
@@ -96,4 +102,4 @@ def _study(ledger: Ledger, study: str, delta: float) -> Facts:
 def _charge(ledger: Ledger, record: Record) -> Facts:
     charge = RoundCharge.from_json(record.body)
     facts = {name: value for name, value in charge.to_json().items() if name != "subjects"}
-    return facts | {"committed": charge.key in ledger.committed, "time": record.time, "record": record.hash}
+    return facts | {"committed": charge.key in ledger.committed, "day": record.time[:10], "record": record.hash}

@@ -115,6 +115,14 @@ class LocalRounds:
         """float32[P]: this site's own model after `closed` rounds; None where its strategy, or this site, has none."""
         return self._part.personal(released, self._memory.kept(closed))
 
+    def finish(self, closed: int) -> None:
+        """Forget what only training needed, once the study is complete and its models are written.
+
+        Args:
+            closed: The newest closed round, from which an extension would go on.
+        """
+        self._memory.finish(closed if self._part.outlives else None)
+
     def _flat(self, update: Mapping[str, Any]) -> Weights:
         """float32[P], 0 where nothing trains."""
         if missing := {name for name, _ in self._sent.entries} - update.keys():

@@ -11,13 +11,12 @@ from fedseg.federation.exchange import CLOSE, SERVER, Head, Link, Published, Rin
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import append_once, evaluated_entry
+from fedseg.runtime.following import TALK, most_closed
 from fedseg.runtime.participation import Participation
 from fedseg.runtime.ports import Arrays, Evidence, Scorer, ShouldStop
 from fedseg.runtime.session import evaluation_code
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.signing import verify
-
-TALK = "stop and talk to the coordinator: the server is broken, or lies"
 
 
 class Evaluator:
@@ -55,19 +54,19 @@ class Evaluator:
         """Refuse an evaluation that this site has not agreed to.
 
         Raises:
-            ProtocolError: The plan has none, its rounds cannot be over yet, or there were as many as a site takes part
-                in.
+            ProtocolError: The plan has none, by this site's log its rounds cannot be over yet, or there were as many as
+                a site takes part in.
         """
         rounds = self._manifest.plan.schedule.rounds
         if not self._manifest.plan.evaluation.federated:
             raise ProtocolError("the server asks for scores of the model, which this study's plan has not", hint=TALK)
-        if not rounds <= head.closed_round < offered.round:
+        if head.closed_round >= offered.round or most_closed(self._evidence, self._manifest) < rounds:
             raise ProtocolError(
                 f"the server asks for scores of the model of round {head.closed_round}, before the {rounds} rounds of "
                 "the plan are closed",
                 hint=TALK,
             )
-        if len(part.evaluations - {offered.round}) >= MOST_EVALUATIONS:
+        if len(part.said.evaluations - {offered.round}) >= MOST_EVALUATIONS:
             raise ProtocolError(
                 f"this site has taken part in {MOST_EVALUATIONS} evaluations of this study, and takes part in no other",
                 hint="each tells a little more of the same subjects; evaluate here with: fedseg evaluate",
@@ -129,5 +128,5 @@ class Evaluator:
             raise ProtocolError("an evaluation was closed below the quorum, or with sites that the plan does not name")
         if published.next_model != model:
             raise ProtocolError(f"the server publishes an evaluation of another model than {model}", hint=TALK)
-        if part.denies(published):
+        if part.said.denies(published):
             raise ProtocolError("the server publishes an evaluation of others than this site has signed for", hint=TALK)

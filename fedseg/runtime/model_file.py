@@ -93,11 +93,12 @@ def privacy_claim(manifest: Manifest) -> dict[str, Any]:
     """The plan's budget, as it stands before anyone trains.
 
     Sites refuse a round that would pass it by what they know then: a subject that turns out later to have several ids
-    may have spent more.
+    may have spent more. It bounds nothing of whom an unprotected first model was trained on: `unprotected_start`.
     """
     privacy = manifest.plan.privacy
     if not manifest.plan.private:
         return {"mode": "off", "epsilon": None}
+    start = manifest.init.trained_on if manifest.init is not None and manifest.unprotected_start else None
     return {
         "mode": privacy.mode,
         "unit": "subject",
@@ -108,4 +109,5 @@ def privacy_claim(manifest: Manifest) -> dict[str, Any]:
         "max_grad_norm": privacy.max_grad_norm,
         "sampling_rate": privacy.sampling_rate,
         "accountant": accountant_name(events_of(manifest)),
+        **({} if start is None else {"unprotected_start": start}),
     }

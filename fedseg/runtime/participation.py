@@ -1,7 +1,7 @@
 """A site's part in sessions of secure aggregation: each state is on its disk before the message that it holds leaves.
 
 What was sent once is sent again after a restart, or nothing is: keys, shares, masks and signatures of a session are
-never made twice. Every message that could count against somebody is in the site's own log before it leaves, too.
+never made twice. Every message that could count against somebody is in the site's own log (`Said`) before it leaves.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fedseg.errors import ProtocolError, StorageError
-from fedseg.federation.exchange import Published, RingVector
+from fedseg.federation.exchange import RingVector
 from fedseg.runtime.evidence import aborted_entry, append_once, session_entry
 from fedseg.runtime.ports import Entropy, Evidence, SessionMemory
+from fedseg.runtime.said import Said
 from fedseg.secagg.messages import Advertisement, Consistency, Envelopes, MaskedInput, SessionHeader, Shares
 from fedseg.secagg.roster import Identity
 from fedseg.secagg.site import Advertised, Masked, Shared, Signed, Unmasked, advertise, contribute
@@ -33,10 +34,14 @@ class Participation:
         memory: Where the state of the newest session is kept.
         evidence: The site's log.
         entropy: Random bytes from the operating system.
-        may_reuse: Whether a second sum over a used model may have other contributors than the first.
+        may_reuse: Whether a second sum over a used model, or an evaluation of another model, may have other
+            contributors than the first.
 
     Raises:
         ProtocolError: The state on disk is damaged, or another site's.
+
+    Attributes:
+        said: What this site has said in its sessions, this one and those before.
     """
 
     def __init__(
@@ -44,12 +49,7 @@ class Participation:
     ) -> None:
         self._identity, self._memory, self._evidence = identity, memory, evidence
         self._entropy, self._may_reuse = entropy, may_reuse
-        self._logged: dict[tuple[str, str], Mapping[str, Any]] = {}
-        self._headers: dict[str, SessionHeader] = {}
-        self._signed: dict[str, tuple[str, ...]] = {}
-        self._used: dict[tuple[bytes, bool], dict[int, tuple[str, ...]]] = {}
-        for kind, body in evidence.entries():
-            self._note(kind, body)
+        self.said = Said(evidence)
         kept = memory.session()
         self._state: State | None = self._forward(None if kept is None else load(kept, identity))
         if self._is_over():
@@ -62,15 +62,16 @@ class Participation:
 
         A state is written down before the log says so, but for step 5: what the log has and the state lacks was said.
         """
-        if not self._headers:
+        newest = self.said.newest
+        if newest is None:
             return state
-        newest = next(reversed(self._headers))
-        steps = [kind for kind in _AFTER if (kind, newest) in self._logged]
-        current = None if state is None else session_of(state).hex()
-        behind = current == newest and any(isinstance(state, _AFTER[kind]) for kind in steps)
-        if not behind and (current == newest or (current is not None and current not in self._headers)):
+        session = newest.sid0()
+        steps = [kind for kind in _AFTER if self.said.has(kind, session)]
+        current = None if state is None else session_of(state)
+        behind = current == session and any(isinstance(state, _AFTER[kind]) for kind in steps)
+        if not behind and (current == session or (current is not None and not self.said.has("session", current))):
             return state
-        return end_of(self._headers[newest], answered="unmask" in steps)
+        return end_of(newest, answered="unmask" in steps)
 
     @property
     def header(self) -> SessionHeader | None:
@@ -86,28 +87,6 @@ class Participation:
     def awaits_input(self) -> bool:
         """Whether the session still needs an update to mask."""
         return isinstance(self._state, Advertised | Shared | Joined)
-
-    def base_of(self, round_number: int) -> str | None:
-        """The model from which a round that this site took part in started, in hex."""
-        models = [header.model_hash.hex() for header in self._headers.values() if header.round == round_number]
-        return models[-1] if models else None
-
-    @property
-    def evaluations(self) -> frozenset[int]:
-        """The evaluations to which this site has given its scores, by round."""
-        given = (self._headers[session] for kind, session in self._logged if kind == "masked")
-        return frozenset(header.round for header in given if header.evaluation)
-
-    def denies(self, published: Published) -> bool:
-        """Whether the sum can't be one: of others than this site has signed for, or of an attempt too many.
-
-        Once step 5 was asked for, a round has no other attempt.
-        """
-        sid = published.session.hex()
-        if sid in self._signed:
-            return self._signed[sid] != published.contributors
-        answered = [session for kind, session in self._logged if kind == "unmask"]
-        return published.round in [self._headers[session].round for session in answered if session in self._headers]
 
     def may_join(self, header: SessionHeader) -> bool:
         """Whether this session may be joined, or joined still, after what this site has done before."""
@@ -195,7 +174,7 @@ class Participation:
         def release(state: Signed) -> Unmasked:
             unmasked = state.unmask(signatures)
             given = {site: signatures[site].hex() for site in sorted(signatures)}
-            self._log("unmask", session, {**_sets(state), "signatures": given})
+            self.said.say("unmask", session, {**_sets(state), "signatures": given})
             return unmasked
 
         return self._step(session, Signed, Unmasked, release).message
@@ -207,7 +186,7 @@ class Participation:
             return
         if why is not None:
             session = state.header.sid0()
-            self._log("aborted", session, aborted_entry(session.hex(), why))
+            self.said.say("aborted", session, aborted_entry(session.hex(), why))
         self._erase()
 
     @property
@@ -216,7 +195,7 @@ class Participation:
         if self._state is None:
             return None
         left = ended(self._state)
-        return replace(left, answered=left.answered or ("unmask", left.session.hex()) in self._logged)
+        return replace(left, answered=left.answered or self.said.has("unmask", left.session))
 
     def _erase(self) -> None:
         self._state = self._left
@@ -232,8 +211,7 @@ class Participation:
             return state is not None
         session = state.header.sid0()
         sid = state.sid if isinstance(state, Shared | Masked | Signed | Unmasked) else session
-        logged = any((kind, sid.hex()) in self._logged for kind in ("closed", "evaluated"))
-        logged = logged or ("aborted", session.hex()) in self._logged
+        logged = any(self.said.has(kind, sid) for kind in ("closed", "evaluated")) or self.said.has("aborted", session)
         return logged or state.header.roster != self._identity.roster.fingerprint
 
     def _step(self, session: bytes, before: type[Before], after: type[After], take: Callable[[Before], After]) -> After:
@@ -257,39 +235,15 @@ class Participation:
         if state is None or isinstance(state, Ended):
             return
         session = state.header.sid0()
-        self._log("session", session, session_entry(state.header))
+        self.said.say("session", session, session_entry(state.header))
         if isinstance(state, Masked):
             self._log_input(session, state.message, state.u2, state.sid)
         if isinstance(state, Signed):
-            self._log("confirmed", session, {**_sets(state), "signature": state.message.signature.hex()})
+            self.said.say("confirmed", session, {**_sets(state), "signature": state.message.signature.hex()})
 
     def _log_input(self, session: bytes, message: MaskedInput, u2: Sequence[str], sid: bytes | None = None) -> None:
         said = {"digest": message.digest.hex(), "signature": message.signature.hex()}
-        self._log("masked", session, {"sid": (sid or session).hex(), "u2": list(u2), **said})
-
-    def _log(self, kind: str, session: bytes, body: Mapping[str, object]) -> None:
-        """Append to the log what is not in it yet.
-
-        Raises:
-            ProtocolError: This site has signed something else there: whatever was about to leave must not.
-        """
-        entry = {"session": session.hex(), **body}
-        said = self._logged.get((kind, session.hex()))
-        if said is None:
-            self._evidence.append(kind, entry)
-            self._note(kind, entry)
-        elif said.get("signature") != entry.get("signature"):
-            raise ProtocolError(f"this site has said something else in this session ({kind})", hint="nothing was sent")
-
-    def _note(self, kind: str, body: Mapping[str, Any]) -> None:
-        session = str(body.get("session"))
-        self._logged.setdefault((kind, session), body)
-        if kind == "session":
-            self._headers[session] = SessionHeader.from_bytes(bytes.fromhex(body["header"]))
-        if kind == "confirmed" and session in self._headers:
-            header, members = self._headers[session], tuple(body["u3"])
-            self._used.setdefault((header.model_hash, header.evaluation), {})[header.round] = members
-            self._signed[body["sid"]] = members
+        self.said.say("masked", session, {"sid": (sid or session).hex(), "u2": list(u2), **said})
 
     def _input(self, header: SessionHeader, vector: RingVector) -> RingVector:
         """What is masked, once it is written down what an evaluation gets."""
@@ -309,11 +263,26 @@ class Participation:
 
         Signing, not unmasking, is what uses a model: from then on others may have given the sum away. Another attempt
         at one round adds the same updates again, and 2t > n + c keeps the two from both being unmasked. An evaluation
-        adds the same statistics each time (`_input`), and is never accepted of others.
+        of one model adds the same statistics each time (`_input`), and is never accepted of others. Evaluations of two
+        models differ by other scores, but by the same number of test subjects.
         """
-        chosen, used = tuple(sorted(contributors)), dict(self._used.get((header.model_hash, header.evaluation), {}))
-        used.pop(header.round, None)
-        others = [earlier for earlier, members in used.items() if members != chosen]
+        chosen, used = tuple(sorted(contributors)), self.said.earlier_sums(header)
+        measured = self.said.other_evaluations(header)
+        apart = {earlier: members for earlier, members in measured.items() if members != chosen}
+        self._refuse_others(header, [earlier for earlier, members in used.items() if members != chosen], list(apart))
+        for earlier, members in (used | apart).items():
+            u3 = {"u3": list(chosen), "earlier_u3": list(members)}
+            body = {"model": header.model_hash.hex(), "round": header.round, "earlier_round": earlier, **u3}
+            append_once(self._evidence, "reused", body)
+
+    def _refuse_others(self, header: SessionHeader, others: Sequence[int], apart: Sequence[int]) -> None:
+        """Refuse a sum of other contributors than those of earlier rounds.
+
+        Args:
+            header: The session.
+            others: Rounds over its model.
+            apart: Evaluations of other models, where it is one.
+        """
         if others and header.evaluation:
             raise ProtocolError(
                 f"round {header.round} would be a second evaluation of the model of round {others[-1]}, of other "
@@ -326,10 +295,12 @@ class Participation:
                 "of other contributors",
                 hint="two such sums can give an update away; a policy with allow_reused_models: true accepts it",
             )
-        for earlier, members in used.items():
-            u3 = {"u3": list(chosen), "earlier_u3": list(members)}
-            body = {"model": header.model_hash.hex(), "round": header.round, "earlier_round": earlier, **u3}
-            append_once(self._evidence, "reused", body)
+        if apart and not self._may_reuse:
+            raise ProtocolError(
+                f"round {header.round} would be an evaluation of other contributors than that of round {apart[-1]}",
+                hint="what the two differ by can be how many test subjects a site has: nothing was sent; a policy with "
+                "allow_reused_models: true accepts it",
+            )
 
 
 # What a state can't be any more once the log holds a record of that kind. (In plain mode Joined stays, and repeats.)

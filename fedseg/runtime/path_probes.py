@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import BudgetError, Interrupted, LedgerError
-from fedseg.imaging.transforms import Geometry, Prepared
+from fedseg.imaging.grids import Geometry
+from fedseg.imaging.transforms import Prepared
 from fedseg.labels import scheme
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import DOWNSAMPLING

@@ -109,6 +109,9 @@ class KeptMemory(Protocol):
     def save_kept(self, round_number: int, closed: int, vector: Weights) -> None:
         """Keep a round's, fsynced, and what `kept(closed)` gives; all else has served."""
 
+    def finish(self, needed: int | None) -> None:
+        """Erase what a complete study has no more use for, all that was kept but `kept(needed)` (None: all of it)."""
+
 
 class Memory(SessionMemory, KeptMemory, Protocol):
     """What a site keeps on its own disk between messages."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from fedseg.errors import DataError, ModelError
 from fedseg.imaging.cleanup import Cleaned, clean
+from fedseg.imaging.grids import Geometry
 from fedseg.imaging.nifti import Volume
-from fedseg.imaging.transforms import Geometry, Prepared, prepare, restore
+from fedseg.imaging.transforms import Prepared, prepare, restore
 from fedseg.labels import LabelScheme, scheme
 from fedseg.store.checkpoints import ModelCard, load_model
 from fedseg.training.inference import Predictor, Way, load_segmenter, mean_uncertainty, mirrored
@@ -34,11 +35,13 @@ class Options:
         cleanup: Whether pieces apart from the brain are removed and holes in it filled.
         mirror: Whether each scan is segmented a second time with left and right exchanged, and the mean taken.
         one_pass: Whether a whole volume goes through in one pass where memory allows: faster and a little worse.
+        precision: As in a plan's training section; `auto` is what suits the machine best.
     """
 
     cleanup: bool = True
     mirror: bool = False
     one_pass: bool = False
+    precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +81,15 @@ class Segmenter:
 
     def __init__(self, paths: Sequence[Path], options: Options | None = None) -> None:
         self.options = options or Options()
-        loaded = [_load(path) for path in paths]
+        loaded = [load_network(path) for path in paths]
         self.cards = tuple(card for _, card in loaded)
         for path, card in zip(paths[1:], self.cards[1:], strict=True):
             _refuse_misfit(path, card, paths[0], self.card)
         keep_freed_memory()
-        self._predictors = [Predictor(network, card.patch, one_pass=self.options.one_pass) for network, card in loaded]
+        precision, one_pass = self.options.precision, self.options.one_pass
+        self._predictors = [
+            Predictor(network, card.patch, precision=precision, one_pass=one_pass) for network, card in loaded
+        ]
 
     @property
     def card(self) -> ModelCard:
@@ -101,7 +107,7 @@ class Segmenter:
         Raises:
             DataError: if the scan is not one that the model can segment.
         """
-        return self.segment(image, self.prepare(image))
+        return self.segment(self.prepare(image))
 
     def prepare(self, image: Volume) -> Prepared:
         """A scan as the networks see it; any thread may do this while another scan is segmented.
@@ -109,10 +115,10 @@ class Segmenter:
         Raises:
             DataError: if the scan is not one that the model can segment.
         """
-        n4 = bool(self.card.normalisation.get("n4"))
+        n4 = bool(self.card.normalisation["n4"])
         return prepare(image, None, None, spacing_mm=self.card.spacing_mm, scheme=self.scheme, n4=n4)
 
-    def segment(self, image: Volume, prepared: Prepared) -> Segmentation:
+    def segment(self, prepared: Prepared) -> Segmentation:
         """Segment a scan that is prepared."""
         x, y, z = prepared.image.shape
         ways = tuple(predictor.way((x, y, z)) for predictor in self._predictors)
@@ -122,7 +128,7 @@ class Segmenter:
         probabilities /= len(self._predictors)
         labels, cleaned = restore(probabilities, prepared.geometry), Cleaned(0.0, 0.0)
         if self.options.cleanup:
-            labels, cleaned = clean(labels, image.spacing_mm)
+            labels, cleaned = clean(labels, prepared.geometry)
         doubt = mean_uncertainty(probabilities)
         return Segmentation(labels, probabilities, prepared.geometry, doubt, cleaned, ways)
 
@@ -132,8 +138,8 @@ class Segmenter:
         return predictor(image, way)
 
 
-def _load(path: Path) -> tuple[SegmentationNet, ModelCard]:
-    """A model file's network and card.
+def load_network(path: Path) -> tuple[SegmentationNet, ModelCard]:
+    """A model file's network, ready to segment, and its card, which says `n4` true or false.
 
     Raises:
         ModelError: if it cannot be used, or its card is none that fedseg writes.
@@ -151,7 +157,7 @@ def _load(path: Path) -> tuple[SegmentationNet, ModelCard]:
         what = (
             f"the network has {network.classes} classes, its description {len(card.tissues)} tissues and the background"
         )
-    elif not isinstance(card.normalisation.get("n4", False), bool):
+    elif not isinstance(card.normalisation.get("n4"), bool):
         what = "the model's description says neither true nor false of n4"
     if what:
         raise ModelError(what, where=str(path), hint=_OF_FEDSEG)
@@ -181,7 +187,7 @@ def _refuse_misfit(path: Path, card: ModelCard, first: Path, other: ModelCard) -
     elif card.spacing_mm != other.spacing_mm:
         what = f"the model works at {card.spacing_mm:g} mm, {first} at {other.spacing_mm:g} mm"
         hint = "segment with each by itself: a mean would need a second resampling"
-    elif card.normalisation.get("n4") != other.normalisation.get("n4"):
+    elif card.normalisation["n4"] != other.normalisation["n4"]:
         what = f"only one of the model and {first} has bias fields taken out (n4) first"
     elif card.model_hash == other.model_hash:
         what, hint = f"this is the same model as {first}", "name each model once"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedseg.errors import DataError, PlanError
+from fedseg.errors import DataError, PlanError, StorageError
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Layout
-from fedseg.imaging.bids import Case, Dataset, load_dataset
+from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case
+from fedseg.imaging.dataset import Case, Dataset
 from fedseg.imaging.nifti import read_header
 from fedseg.imaging.transforms import Prepared
 from fedseg.labels import scheme
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import StudyPlan
 from fedseg.runtime.resolution import FirstModel
+from fedseg.store.files import storage_errors
 
 if TYPE_CHECKING:
     from fedseg.training.local import LocalTrainer
@@ -67,6 +70,22 @@ def bytes_needed(dataset: Dataset, manifest: Manifest) -> int:
             voxels += size_mm3 / manifest.plan.image.spacing_mm**3
     vectors = 8 * manifest.parameters + 2 * Strategy.of(manifest).size
     return int(5 * voxels) + 4 * vectors + 10_000_000
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to start where the disk has less room than the work needs.
+
+    Raises:
+        StorageError: saying how much is free and how much is needed.
+    """
+    with storage_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"the disk has {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed",
+            where=str(folder),
+            hint="free some space, or use a folder on another disk; nothing was started",
+        )
 
 
 def prepare_training(dataset: Dataset, plan: StudyPlan, cache: Path, on_case: OnCase) -> dict[str, list[Prepared]]:

@@ -35,25 +35,25 @@ from numpy.typing import NDArray
 from fedseg import __version__
 from fedseg.document import Document
 from fedseg.errors import DataError, UsageError
-from fedseg.imaging.bids import Case, load_dataset
+from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import prepare_case
-from fedseg.labels import LabelScheme
+from fedseg.imaging.dataset import Case
+from fedseg.labels import scheme
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import StudyPlan, parse_plan
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.auditing import Probe, largest_provable, mechanism_bound, one_run_bound
 from fedseg.report.png import encode_rgb
 from fedseg.runtime import path_probes
+from fedseg.runtime.prediction import load_network
 from fedseg.runtime.preparation import first_model
 from fedseg.runtime.resolution import resolve
 from fedseg.runtime.session import noise_share
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.runtime.study import StudyFolder
-from fedseg.store.checkpoints import load_model
 from fedseg.store.files import storage_errors, write_atomic
 from fedseg.training import canaries, probes
 from fedseg.training.canaries import Claim
-from fedseg.training.inference import load_segmenter
 from fedseg.training.inversion import Inversion, demonstrate
 from fedseg.training.membership import Membership, membership, subject_loss_of
 
@@ -267,9 +267,8 @@ def membership_test(model: Path, data: Path, labels: str | None, on_part: OnPart
         ModelError: The model can't be used.
         DataError: The data set can't be used, or has too few subjects in one of the groups.
     """
-    arrays, card = load_model(model)
-    network = load_segmenter(arrays, card.architecture)
-    dataset = load_dataset(data, labels=labels, scheme=LabelScheme(card.task, card.tissues))
+    network, card = load_network(model)
+    dataset, n4 = load_dataset(data, labels=labels, scheme=scheme(card.task)), bool(card.normalisation["n4"])
     groups = [
         list(dataset.units("train").values()),
         [*dataset.units("validation").values(), *dataset.units("test").values()],
@@ -284,10 +283,7 @@ def membership_test(model: Path, data: Path, labels: str | None, on_part: OnPart
 
     def losses(group: list[tuple[Case, ...]], before: int) -> Iterator[float]:
         for done, cases in enumerate(group, before + 1):
-            volumes = [
-                prepare_case(dataset, case, spacing_mm=card.spacing_mm, n4=bool(card.normalisation.get("n4")))
-                for case in cases
-            ]
+            volumes = [prepare_case(dataset, case, spacing_mm=card.spacing_mm, n4=n4) for case in cases]
             yield subject_loss_of(network, volumes, card.patch)
             on_part("reckoning losses", done, sum(map(len, groups)))
 

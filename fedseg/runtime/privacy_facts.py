@@ -6,22 +6,24 @@ terminal, JSON and page are made; what a site's own screen shows beside is in `p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from fedseg.errors import LedgerError
 from fedseg.federation.outgoing import leaving
+from fedseg.federation.staying import staying
 from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import ADJACENCY, accountant_name, cross_check, epsilon, merge
 from fedseg.privacy.events import Event
 from fedseg.privacy.ledger import Ledger
 from fedseg.report.audit_facts import Audit
-from fedseg.report.facts import Accounting, Guarantee, PrivacyReport, RoundFacts, SiteFacts, Versions
+from fedseg.report.facts import Accounting, Guarantee, PrivacyReport, RoundFacts, SiteFacts
+from fedseg.report.privacy_course import Dates, Policy, Versions
 from fedseg.runtime import privacy_words as words
 from fedseg.runtime.audit_result import load_audit
-from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.ledger_facts import charged_head
 from fedseg.runtime.privacy_history import (
     Spent,
@@ -36,14 +38,13 @@ from fedseg.runtime.privacy_history import (
     site_rounds,
     study_rounds,
 )
+from fedseg.runtime.privacy_origin import file_hash, site_dates, software, study_dates, version_facts
+from fedseg.runtime.privacy_site import accepted, open_ledger, privacy_limits
 from fedseg.runtime.privacy_trust import Shares, aggregation
 from fedseg.runtime.resolution import events_of, past_events
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.runtime.study import StudyFolder
-from fedseg.store.audit_log import LogReader, statement
-from fedseg.store.audit_records import Countersigned
 from fedseg.store.checkpoints import ModelCard, load_model
-from fedseg.store.privacy_ledger import LEDGER
 from fedseg.store.study_db import ClaimRow, RoundRow
 
 NO_AUDIT = Audit(
@@ -58,6 +59,9 @@ class _Found:
     """What one party knows.
 
     Attributes:
+        versions: Of the plan, oldest first.
+        agreed: When the site agreed to each (ISO 8601), by its hash; nothing in a study's report.
+        policy: The site's limits; None in a study's report.
         perspective: Whose report it is.
         whose: What the claim is about.
         sites: One row a site.
@@ -65,24 +69,32 @@ class _Found:
         spent: What each site's charges come to for a subject that stood in all of its frames once; none where that is
             not known.
         ledger_error: Why a ledger could not be read.
-        model_hash: Of the final model, where there is one.
+        model: The final model's file, which need not be there.
+        model_hash: Of its weights, where it is.
+        dates: When this party did what.
     """
 
+    versions: Sequence[Manifest]
+    agreed: Mapping[str, str]
+    policy: Policy | None
     perspective: Literal["site", "study"]
     whose: str
     sites: tuple[SiteFacts, ...]
     rounds: tuple[RoundFacts, ...]
     spent: Spent
     ledger_error: str | None
+    model: Path
     model_hash: str | None
+    dates: Dates
 
 
-def site_facts(folder: SiteFolder, audit: Path | None = None) -> PrivacyReport:
+def site_facts(folder: SiteFolder, audit: Path | None = None, made: date | None = None) -> PrivacyReport:
     """What one site's own ledger says. A broken ledger raises nothing: the report says so.
 
     Args:
         folder: The site's state.
         audit: An audit.json to show.
+        made: The day (UTC) that the report is made on, if it is to say so.
 
     Raises:
         LedgerError: The site has accepted no study, so that there is nothing to report on.
@@ -91,17 +103,23 @@ def site_facts(folder: SiteFolder, audit: Path | None = None) -> PrivacyReport:
     manifest = accepted(folder)
     card = _card(folder.model)
     member, history = folder.membership, card.contributors if card else ()
+    versions, agreed = folder.versions, member.agreed
     found = _Found(
+        versions=versions,
+        agreed=agreed,
+        policy=privacy_limits(member.policy),
         perspective="site",
         whose=f"site {member.site}",
         sites=(_constants(manifest, member.site),),
         rounds=closed_rounds(manifest, history),
         spent=(),
         ledger_error=None,
+        model=folder.model,
         model_hash=card.model_hash if card else None,
+        dates=site_dates(versions, agreed, None, made),
     )
     if not manifest.plan.private:
-        return _report(manifest, found, audit)
+        return _report(found, audit)
     try:
         ledger = open_ledger(folder)
         found = replace(
@@ -109,13 +127,14 @@ def site_facts(folder: SiteFolder, audit: Path | None = None) -> PrivacyReport:
             sites=(_from_ledger(found.sites[0], manifest, ledger),),
             rounds=site_rounds(ledger, manifest, history),
             spent=(merge(ledger.charges(manifest.study)),),
+            dates=site_dates(versions, agreed, ledger, made),
         )
     except LedgerError as error:
         found = replace(found, sites=(replace(found.sites[0], ledger_intact=False),), ledger_error=str(error))
-    return _report(manifest, found, audit)
+    return _report(found, audit)
 
 
-def study_facts(folder: StudyFolder, audit: Path | None = None) -> PrivacyReport:
+def study_facts(folder: StudyFolder, audit: Path | None = None, made: date | None = None) -> PrivacyReport:
     """What the coordinator knows: the plan, the rounds, and what sites claim of their ledgers. Arguments as above."""
     versions, db = folder.versions, folder.db
     manifest, claims = versions[-1], db.all_claims()
@@ -126,18 +145,24 @@ def study_facts(folder: StudyFolder, audit: Path | None = None) -> PrivacyReport
     charges = charges_told(versions, most, rows, claims) if most is not None else ()
     card = _card(folder.model)
     found = _Found(
+        versions=versions,
+        agreed={},
+        policy=None,
         perspective="study",
         whose="a site",
         sites=tuple(_as_told(manifest, site, events[site], claims) for site in events),
         rounds=study_rounds(versions, rows, charges),
         spent=tuple(events.values()),
         ledger_error=None,
+        model=folder.model,
         model_hash=card.model_hash if card else None,
+        dates=study_dates(rows, made),
     )
-    return _report(manifest, found, audit)
+    return _report(found, audit)
 
 
-def _report(manifest: Manifest, found: _Found, audit: Path | None) -> PrivacyReport:
+def _report(found: _Found, audit: Path | None) -> PrivacyReport:
+    manifest = found.versions[-1]
     plan = manifest.plan
     spent = [site.epsilon for site in found.sites if site.epsilon is not None]
     largest = max(spent) if spent and len(spent) == len(found.sites) else None
@@ -151,7 +176,7 @@ def _report(manifest: Manifest, found: _Found, audit: Path | None) -> PrivacyRep
         perspective=found.perspective,
         privacy=plan.privacy.mode,
         statement=words.claim(manifest, found.whose, largest, shares),
-        notes=words.notes(manifest, found.perspective, shares),
+        notes=words.notes(found.versions, found.perspective, shares),
         epsilon=largest,
         ledger_error=found.ledger_error,
         sites=found.sites,
@@ -162,14 +187,20 @@ def _report(manifest: Manifest, found: _Found, audit: Path | None) -> PrivacyRep
         aggregation=aggregation(manifest, shares),
         randomness=words.randomness(manifest),
         pretraining=words.pretraining(manifest),
+        strategy=words.strategy(manifest),
         validation=words.validation(manifest),
         leaves_the_site=tuple(leaving(plan)),
-        versions=_versions(manifest),
+        stays=tuple(staying(plan)),
+        policy=found.policy,
+        versions=_versions(found),
         tuning=words.TUNING,
         audit=NO_AUDIT if audit is None else load_audit(audit, manifest),
         not_promised=words.NOT_PROMISED,
         residual_risk=words.risks(manifest, shares),
         model_hash=found.model_hash,
+        model_file_hash=file_hash(found.model),
+        dates=found.dates,
+        software=software(),
     )
 
 
@@ -196,7 +227,8 @@ def _accounting(manifest: Manifest, found: _Found) -> Accounting:
     return words.accounting(events, steps, max(checks, default=None))
 
 
-def _versions(manifest: Manifest) -> Versions:
+def _versions(found: _Found) -> Versions:
+    manifest = found.versions[-1]
     plan, parent = manifest.plan, manifest.parent
     delta = plan.privacy.delta
     return Versions(
@@ -206,6 +238,7 @@ def _versions(manifest: Manifest) -> Versions:
         rounds=plan.schedule.rounds,
         reserve_rounds=plan.privacy.reserve_rounds,
         epsilon_allowed=epsilon(events_of(manifest), delta) if plan.private else None,
+        agreed=version_facts(found.versions, found.agreed),
     )
 
 
@@ -242,6 +275,7 @@ def _from_ledger(site: SiteFacts, manifest: Manifest, ledger: Ledger) -> SiteFac
         ledger_head=charged_head(ledger),
         countersigned=len(signed),
         countersigned_head=signed[-1].head if signed else None,
+        code_versions=tuple(dict.fromkeys(charge.code_version for charge in charges)),
     )
 
 
@@ -273,43 +307,6 @@ def _as_told(manifest: Manifest, site: str, events: tuple[Event, ...], claims: S
     )
 
 
-def accepted(folder: SiteFolder) -> Manifest:
-    """The study that a site has accepted.
-
-    Raises:
-        LedgerError: There is none, so that there is nothing to report on.
-    """
-    if folder.manifest is None:
-        raise LedgerError(
-            "this site has not accepted a study yet", where=str(folder.root), hint="fedseg client join --state DIR"
-        )
-    return folder.manifest
-
-
 def _card(model: Path) -> ModelCard | None:
     """The final model's description, where there is a model."""
     return load_model(model)[1] if model.is_file() else None
-
-
-def open_ledger(folder: SiteFolder) -> Ledger:
-    """The hospital's ledger, wherever it has moved since the site joined.
-
-    Raises:
-        LedgerError: It is missing or broken, or was set back: it lacks a countersigned head of the site's own log.
-    """
-    member = folder.membership
-    ledger = Hospital(Path(member.data), Path.home()).open_ledger(Path(member.ledger))
-    ledger.verify()
-    found = ledger.ledger
-    for head in _countersigned(folder):
-        found.require_head(head, str(ledger.folder / LEDGER))
-    return found
-
-
-def _countersigned(folder: SiteFolder) -> tuple[str, ...]:
-    """Every head in the site's own log, which may be written meanwhile; none where there is no log yet."""
-    if not folder.audit.exists():
-        return ()
-    bodies = (statement(record) for record in LogReader(folder.audit) if record.kind == "countersigned")
-    mine = (body.head for body in bodies if isinstance(body, Countersigned) and body.site == folder.membership.site)
-    return tuple(dict.fromkeys(mine))

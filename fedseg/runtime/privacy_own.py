@@ -9,9 +9,9 @@ from fedseg.errors import LedgerError
 from fedseg.policy import SitePolicy, parse_policy
 from fedseg.privacy.accounting import histories
 from fedseg.privacy.ledger import Ledger
-from fedseg.report.facts import Lifetime, OwnFigures
-from fedseg.runtime.privacy_facts import accepted, open_ledger
+from fedseg.report.own_figures import Lifetime, OwnFigures
 from fedseg.runtime.privacy_history import at_one_percent, attack_rates, largest_epsilon
+from fedseg.runtime.privacy_site import accepted, open_ledger
 from fedseg.runtime.site_folder import SiteFolder
 
 

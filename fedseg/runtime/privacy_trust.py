@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
-from fedseg.report.facts import Aggregation
 from fedseg.report.numbers import printed
+from fedseg.report.privacy_course import Aggregation
 from fedseg.runtime.resolution import events_of
 from fedseg.runtime.session import noise_share, thresholds_of
 

@@ -5,13 +5,15 @@ Each sentence follows from the manifest alone. None says more than `docs/privacy
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from fedseg.labels import scheme
 from fedseg.plan.manifest import Manifest
 from fedseg.privacy.accounting import accountant_name
 from fedseg.privacy.events import Event
-from fedseg.report.facts import Accounting, Mechanism, Pretraining
+from fedseg.report.facts import Accounting, Mechanism
 from fedseg.report.numbers import printed
+from fedseg.report.privacy_course import Pretraining
 from fedseg.runtime.privacy_trust import Shares
 from fedseg.runtime.session import noise_share
 
@@ -64,7 +66,30 @@ VALIDATION = {
         "goes on from; nothing bounds what that tells."
     ),
 }
+MOVES = "what the sites send, added up, moves the model; nothing that a site trains stays there"
+STAYS = {
+    "scaffold": "what the sites send, added up, moves the model; each site corrects its steps by what it keeps to "
+    "itself, which is made of what it has sent and of published numbers",
+    "fedbn": "what the sites send, added up, moves the model, but for scale and shift of normalisation: these train "
+    "with all others, in a private study under the same clip and noise, and stay at each site in a personal model that "
+    "is never sent",
+    "ditto": "what the sites send, added up, moves the model; beside it each site trains a personal model that is "
+    "never sent, and that no clip or noise protects",
+}
 FROM_SEED = "Round 1 starts from random weights, made from the plan's public seed."
+FROM_FILE = (
+    "what it was trained on, and what protects those patients, are the words of the model file that the coordinator "
+    "started from: its hash is checked, its words are the coordinator's, and no site can check them"
+)
+UNPROTECTED_START = (
+    "WARNING: the first model was trained on patients without differential privacy, or its file does not say how. "
+    "Every model of this study contains what that one tells of its patients, and no epsilon of this report bounds it: "
+    "neither for them, nor for a patient of this study who was among them."
+)
+UNPROTECTED_RISK = (
+    "First model: the released models contain what the model that round 1 started from tells of the patients it was "
+    "trained on. Nothing bounds that, whatever epsilon says of those who took part in this study."
+)
 RANDOMNESS = (
     "Noise, and which subjects a step draws, come from the operating system's entropy (AES-256 in counter mode, keyed "
     "by it). No option sets it, no seed repeats it, none of it is stored.",
@@ -128,13 +153,32 @@ def claim(manifest: Manifest, whose: str, largest: float | None, shares: Shares 
     )
 
 
-def notes(manifest: Manifest, perspective: str, shares: Shares | None) -> tuple[str, ...]:
-    """What has to be said beside the claim."""
+def notes(versions: Sequence[Manifest], perspective: str, shares: Shares | None) -> tuple[str, ...]:
+    """What has to be said beside the claim.
+
+    Args:
+        versions: Of the plan, oldest first.
+        perspective: Whose report it is.
+        shares: What a distributed promise hangs on.
+    """
+    manifest = versions[-1]
     if not manifest.plan.private:
         return ()
+    first = (UNPROTECTED_START,) if manifest.unprotected_start else ()
     several = DISTRIBUTED_SITES if manifest.plan.distributed else TWO_SITES
     beyond = () if shares is None else (shares.beyond,)
-    return (*beyond, several, SEVERAL_IDS, *((CLAIMED,) if perspective == "study" else ()))
+    told = (CLAIMED,) if perspective == "study" else ()
+    return (*first, *_raised(versions), *beyond, several, SEVERAL_IDS, *told)
+
+
+def _raised(versions: Sequence[Manifest]) -> tuple[str, ...]:
+    budgets = [f"{version.plan.privacy.epsilon:g}" for version in versions]
+    if len(set(budgets)) == 1:
+        return ()
+    return (
+        f"The budget was changed by extensions: epsilon {budgets[0]} was agreed to first, then "
+        f"{', then '.join(budgets[1:])}, each for all rounds together.",
+    )
 
 
 def mechanism(manifest: Manifest, shares: Shares | None) -> Mechanism | None:
@@ -166,6 +210,7 @@ def mechanism(manifest: Manifest, shares: Shares | None) -> Mechanism | None:
         steps=plan.training.steps,
         patches=plan.training.patches_per_subject,
         dimension=manifest.dimension,
+        noised=noised(manifest),
         honest_others=None if share is None else share.honest,
         colluders=None if shares is None else shares.colluders,
         tolerated=None if shares is None else shares.tolerated,
@@ -248,10 +293,26 @@ def randomness(manifest: Manifest) -> tuple[str, ...]:
 def pretraining(manifest: Manifest) -> Pretraining:
     """Where round 1 started."""
     init = manifest.init
-    return Pretraining(
-        model_hash=init.model_hash if init else manifest.initial_model,
-        trained_on=init.trained_on if init else FROM_SEED,
-    )
+    if init is None:
+        return Pretraining(manifest.initial_model, FROM_SEED)
+    return Pretraining(init.model_hash, init.trained_on, init.protection, FROM_FILE)
+
+
+def noised(manifest: Manifest) -> int:
+    """How many parameters are clipped and noised together: all that train, with those that stay at a site."""
+    plan = manifest.plan
+    if plan.strategy.name != "fedbn":
+        return manifest.dimension
+    from fedseg.training.network import trained_parameters  # noqa: PLC0415  # torch takes seconds, others need none
+
+    return trained_parameters(plan.network.preset, scheme(plan.task).classes, plan.training.layers)
+
+
+def strategy(manifest: Manifest) -> str:
+    """How rounds move the study, and what of training stays at a site."""
+    name = manifest.plan.strategy.name
+    stays = STAYS.get(name)
+    return f"{name}: {MOVES if stays is None else stays}"
 
 
 def validation(manifest: Manifest) -> str:
@@ -266,4 +327,5 @@ def risks(manifest: Manifest, shares: Shares | None) -> tuple[str, ...]:
     if not manifest.plan.private:
         return OFF_RISKS
     others = () if shares is None else (f"Other sites: epsilon holds as long as {shares.condition}. {shares.beyond}",)
-    return (*others, *PRIVATE_RISKS)
+    first = (UNPROTECTED_RISK,) if manifest.unprotected_start else ()
+    return (*first, *others, *PRIVATE_RISKS)

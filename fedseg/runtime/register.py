@@ -116,6 +116,15 @@ class Register:
         return max((row.round for row in self._evaluated() if row.model_hash == self.hash), default=0)
 
     @property
+    def evaluators(self) -> frozenset[str]:
+        """The only sites with which those that were in it sign another evaluation: the newest's; all before the first.
+
+        Hospitals may allow others (`allow_reused_models`); a server can't know, and asks for no more than all accept.
+        """
+        evaluated = self._evaluated()
+        return frozenset(evaluated[-1].contributors if evaluated else self._manifest.plan.sites)
+
+    @property
     def is_trained(self) -> bool:
         """Whether all rounds are closed, or no other may be trained."""
         rows, plan = self.rounds, self._manifest.plan
@@ -165,7 +174,7 @@ class Register:
         row = RoundRow(number, attempt, "open", self.hash, (), {}, None, self._now(), None, 0, released=scored)
         self._archive.save_round(row)
         if known is None or changed:
-            self._evidence.append("roster", roster_entry(roster))
+            self._evidence.append("roster", roster_entry(roster, self._manifest.plan.schedule.rounds))
         self._evidence.append("session", session_entry(header))
         return Attempt(header, roster, row, clock, None if evaluation else self._rule())
 
@@ -194,12 +203,8 @@ class Register:
         if closing.back and closing.best is not None:
             state = self._archive.load_best(closing.best.model_hash)
         unsigned = Published(attempt.row.round, attempt.contributors, total, attempt.sid, model_hash(state))
-        row = replace(
-            attempt.row, state="closed", contributors=attempt.contributors, next_model=unsigned.next_model,
-            lost={site: why for site, why in attempt.left.items() if site not in attempt.contributors},
-            ended_at=self._now(), session=attempt.sid, relative_error=closing.mean.relative_error,
-            score=closing.mean.score, signature=sign(self._key, CLOSE, attempt.sid, SERVER, unsigned.statement),
-        )  # fmt: skip
+        row = self._signed(attempt, unsigned)
+        row = replace(row, relative_error=closing.mean.relative_error, score=closing.mean.score)
         self._archive.save_model(row.round, state, total)
         if closing.best is not None and closing.best.model_hash == self.hash:
             self._archive.save_best(self.state, self.hash)
@@ -219,16 +224,20 @@ class Register:
         total = attempt.aggregator.close_unmask()
         aggregate = aggregate_of(evaluation_code(self._manifest), total, len(attempt.contributors))
         unsigned = Published(attempt.row.round, attempt.contributors, total, attempt.sid, self.hash)
-        row = replace(
-            attempt.row, state="closed", contributors=attempt.contributors, next_model=self.hash,
-            lost={site: why for site, why in attempt.left.items() if site not in attempt.contributors},
-            ended_at=self._now(), session=attempt.sid, total=total.astype("<u4").tobytes(),
-            signature=sign(self._key, CLOSE, attempt.sid, SERVER, unsigned.statement),
-        )  # fmt: skip
+        row = replace(self._signed(attempt, unsigned), total=total.astype("<u4").tobytes())
         self._archive.save_round(row)
         self._log_evaluation(row)
         attempt.row = row
         return aggregate
+
+    def _signed(self, attempt: Attempt, unsigned: Published) -> RoundRow:
+        """The row of an attempt that has brought a sum, with the server's signature of it."""
+        return replace(
+            attempt.row, state="closed", contributors=unsigned.contributors, next_model=unsigned.next_model,
+            lost={site: why for site, why in attempt.left.items() if site not in unsigned.contributors},
+            ended_at=self._now(), session=unsigned.session,
+            signature=sign(self._key, CLOSE, unsigned.session, SERVER, unsigned.statement),
+        )  # fmt: skip
 
     def _log_evaluation(self, row: RoundRow) -> None:
         self._evidence.append("evaluated", evaluated_entry(published_of(row), row.released or ""))

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedseg.errors import StorageError
+from fedseg.errors import DataError
+from fedseg.imaging.dataset import Case
 from fedseg.imaging.flags import flags_of
 from fedseg.metrics.comparison import compare
 from fedseg.metrics.scores import SubjectScores
 from fedseg.metrics.summary import to_json
 from fedseg.report.figures import Picture, overlay
 from fedseg.report.html import evaluation_csv, evaluation_page, row_name
+from fedseg.report.volumes import brain_tissue_ml
+from fedseg.runtime.batch import too_large
+from fedseg.runtime.out_folder import make_private, refuse_unwritable
 from fedseg.runtime.prediction import OnCase, Options, Segmenter
-from fedseg.runtime.scoring import Part, Scored, Source, describe_model, evaluate_part, parts_of, segmenters_of
-from fedseg.store.files import storage_errors, write_atomic
+from fedseg.runtime.scoring import Part, Scored, Source, describe_model, parts_of, score_case, segmenters_of
+from fedseg.store.files import write_atomic
 
 PAGE, TABLE, DOCUMENT = "report.html", "scores.csv", "scores.json"
+
+_Todo = tuple[Part, Case, str | None]
+"""A scan to score, and the name that tells it apart."""
 
 
 def write_evaluation(
@@ -37,39 +44,42 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Score models and write `report.html`, `scores.csv` and `scores.json` into `out`, for their owner's eyes alone.
 
+    A scan that one of the models cannot be scored on stops no other; it is left out of all scores.
+
     Args:
         models: Model files of one task; each later one is compared with the first.
         sources: The data sets.
-        out: Made where it is missing.
+        out: Made where it is missing, once there is something to write, and closed to others then.
         split: Whom to score; None: test subjects where there are any, else all.
         options: How to segment; None: as `fedseg predict` does unless told otherwise.
         on_case: Told of progress, in scans of all models together.
 
     Returns:
-        The document of `evaluate --json`. Of one model: `model`, `split`, `subjects` (each with `flags`), `summary`. Of
-        several: `models`, a list of these, and `comparisons`, each with the places of its models, `first` and `second`.
+        The document of `evaluate --json`. Of one model: `model`, `split`, `subjects` (each with `flags` and the two
+        volumes of brain tissue), `summary`, and the scans that `failed`, each with the `error`. Of several: `models`, a
+        list of these, and `comparisons`, each with the places of its models, `first` and `second`.
 
     Raises:
         FedsegError: if the models or the data cannot be used, or `out` cannot be written: where that can be known,
-            before anything is segmented.
+            before anything is segmented. Or if no scan could be scored.
     """
-    _require_writable(out)
+    refuse_unwritable(out)
     segmenters = segmenters_of(models, options or Options())
     parts = parts_of(sources, segmenters[0].scheme, split)
-    done, of = count(1), len(models) * sum(len(part.cases) for part in parts)
-    kept = [
-        _keep(segmenter, parts, pictures=number == 0, on_scan=lambda: on_case(next(done), of))
-        for number, segmenter in enumerate(segmenters)
-    ]
-    names = _names(models)
+    todo = [(part, *each) for part in parts for each in part.cases]
+    failed: dict[int, DataError] = {}
+    kept = _keep_all(segmenters, todo, failed, on_case)
+    failures = [_failure(*todo[number][1:], failed[number]) for number in sorted(failed)]
+    more = {"split": parts[0].split, "failed": failures}
     documents = [
-        _document(describe_model(path, segmenter.card) | {"file": name}, parts[0].split, each)
-        for path, name, segmenter, each in zip(models, names, segmenters, kept, strict=True)
+        _document(describe_model(path, segmenter.card) | {"file": name}, each) | more
+        for path, name, segmenter, each in zip(models, _names(models), segmenters, kept, strict=True)
     ]
     several = len(documents) > 1
     document = _compared(documents, kept) if several else documents[0]
     rows = [f"{'0:' if several else ''}{row_name(row)}" for row in documents[0]["subjects"]]
-    pictures = dict(zip(rows, kept[0].pictures, strict=True))
+    pictures = {row: each.picture for row, each in zip(rows, kept[0], strict=True) if each.picture is not None}
+    make_private(out)
     write_atomic(out / DOCUMENT, json.dumps(document, indent=1, allow_nan=False).encode())
     write_atomic(out / TABLE, evaluation_csv(document).encode())
     write_atomic(out / PAGE, evaluation_page(document, pictures).encode())
@@ -78,25 +88,71 @@ def write_evaluation(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is kept of the scans that one model has segmented, in their order; pictures of the first model's alone."""
+    """What is kept of a scan that a model has segmented; the picture of the first model's alone."""
 
-    scores: list[SubjectScores] = field(default_factory=list)
-    flags: list[list[dict[str, Any]]] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    scores: SubjectScores
+    flags: list[dict[str, Any]]
+    picture: Picture | None
 
 
-def _keep(segmenter: Segmenter, parts: Sequence[Part], *, pictures: bool, on_scan: Callable[[], None]) -> _Kept:
-    kept = _Kept()
-    for part in parts:
-        for scored in evaluate_part(segmenter, part, lambda _done, _of: None):
-            kept.scores.append(scored.scores)
-            kept.flags.append(_flags(segmenter, scored))
-            if pictures:
-                kept.pictures.append(_picture(segmenter, scored))
-            # Else these volumes would stay in memory while the next ones are made.
-            del scored
-            on_scan()
+def _keep_all(
+    segmenters: Sequence[Segmenter], todo: Sequence[_Todo], failed: dict[int, DataError], on_case: OnCase
+) -> list[list[_Kept]]:
+    """What is kept of the scans that every model could be scored on, in their order, for each model.
+
+    Args:
+        segmenters: The models.
+        todo: The scans.
+        failed: Where the other scans' errors go, by place in `todo`.
+        on_case: Told of progress, in scans of all models together.
+
+    Raises:
+        DataError: if no scan is left.
+    """
+    done, of = count(1), len(segmenters) * len(todo)
+    on_case(0, of)
+    kept = [
+        _keep(segmenter, todo, failed, pictures=number == 0, on_scan=lambda: on_case(next(done), of))
+        for number, segmenter in enumerate(segmenters)
+    ]
+    if len(failed) == len(todo):
+        first = failed[0]
+        what = first.what if len(todo) == 1 else f"none of {len(todo)} scans can be scored; the first: {first.what}"
+        raise DataError(what, where=first.where, hint=first.hint)
+    return [[each[number] for number in sorted(each) if number not in failed] for each in kept]
+
+
+def _keep(
+    segmenter: Segmenter,
+    todo: Sequence[_Todo],
+    failed: dict[int, DataError],
+    *,
+    pictures: bool,
+    on_scan: Callable[[], None],
+) -> dict[int, _Kept]:
+    """What is kept of each scan for one model; those that failed before are not tried again."""
+    kept: dict[int, _Kept] = {}
+    for number, (part, case, run) in enumerate(todo):
+        if number not in failed:
+            try:
+                kept[number] = _one(segmenter, score_case(segmenter, part, case, run), pictures=pictures)
+            except DataError as error:
+                # Without its traceback, which would keep the scan's volumes in memory.
+                failed[number] = DataError(error.what, where=error.where, hint=error.hint)
+            except (MemoryError, RuntimeError) as error:
+                failed[number] = too_large(case.image, error)
+        on_scan()
     return kept
+
+
+def _one(segmenter: Segmenter, scored: Scored, *, pictures: bool) -> _Kept:
+    return _Kept(scored.scores, _flags(segmenter, scored), _picture(segmenter, scored) if pictures else None)
+
+
+def _failure(case: Case, run: str | None, error: DataError) -> dict[str, Any]:
+    """What the document says of a scan that could not be scored."""
+    named = {} if run is None else {"run": run}
+    return {"subject": case.subject, **named, "scan": str(case.image), "error": error.what, "hint": error.hint}
 
 
 def _flags(segmenter: Segmenter, scored: Scored) -> list[dict[str, Any]]:
@@ -117,17 +173,20 @@ def _picture(segmenter: Segmenter, scored: Scored) -> Picture:
     return overlay(scan.data, scored.truth, scored.segmentation.labels, scan.affine, tissues)
 
 
-def _document(model: dict[str, Any], split: str, kept: _Kept) -> dict[str, Any]:
-    document = to_json(model, kept.scores) | {"split": split}
-    for row, flags in zip(document["subjects"], kept.flags, strict=True):
-        row["flags"] = flags
+def _document(model: dict[str, Any], kept: Sequence[_Kept]) -> dict[str, Any]:
+    document = to_json(model, [each.scores for each in kept])
+    for row, each in zip(document["subjects"], kept, strict=True):
+        row["flags"] = each.flags
+        row["brain_tissue_ml"] = brain_tissue_ml(row["volume_ml"])
+        row["reference_brain_tissue_ml"] = brain_tissue_ml(row["reference_volume_ml"])
     return document
 
 
-def _compared(documents: list[dict[str, Any]], kept: Sequence[_Kept]) -> dict[str, Any]:
+def _compared(documents: list[dict[str, Any]], kept: Sequence[Sequence[_Kept]]) -> dict[str, Any]:
+    scores = [[each.scores for each in rows] for rows in kept]
     comparisons = [
-        {"first": 0, "second": number, **compare(kept[0].scores, kept[number].scores).to_json()}
-        for number in range(1, len(kept))
+        {"first": 0, "second": number, **compare(scores[0], scores[number]).to_json()}
+        for number in range(1, len(scores))
     ]
     return {"models": documents, "comparisons": comparisons}
 
@@ -140,19 +199,3 @@ def _names(models: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1
-
-
-def _require_writable(out: Path) -> None:
-    """Refuse a folder for the results that cannot hold them, before the hours of work.
-
-    Raises:
-        StorageError: saying why.
-    """
-    if out.exists() and not out.is_dir():
-        raise StorageError("this is a file, not a folder", where=str(out), hint="name a folder with --out")
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    trial = out / ".fedseg-trial"
-    write_atomic(trial, b"")
-    with storage_errors(trial):
-        trial.unlink()

@@ -138,12 +138,16 @@ def events_of(manifest: Manifest, steps: int | None = None) -> tuple[Event, ...]
         manifest: Of a private study.
         steps: Private steps under this version; None: as many as it allows.
     """
-    plan, share, sigma = manifest.plan, noise_share(manifest), manifest.noise_multiplier
-    past = past_events(manifest.parent)
-    count = steps_in_all(plan, manifest.parent) if steps is None else steps
-    if sigma is None or not count:
-        return past
-    return (*past, Event(sigma, plan.privacy.sampling_rate, count, share.noise if share else None))
+    count = steps_in_all(manifest.plan, manifest.parent) if steps is None else steps
+    return (*past_events(manifest.parent), *events_ahead(manifest, count))
+
+
+def events_ahead(manifest: Manifest, steps: int) -> tuple[Event, ...]:
+    """What so many private steps under this very version cost each subject."""
+    share, sigma = noise_share(manifest), manifest.noise_multiplier
+    if sigma is None or steps < 1:
+        return ()
+    return (Event(sigma, manifest.plan.privacy.sampling_rate, steps, share.noise if share else None),)
 
 
 def check_share(manifest: Manifest) -> None:

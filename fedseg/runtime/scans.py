@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import DataError
-from fedseg.imaging.bids import entities
-from fedseg.imaging.tables import read_participants
+from fedseg.imaging.folders import DESCRIPTION, entities, niftis_below, niftis_in
+from fedseg.imaging.nifti import SUFFIXES, stem
+from fedseg.imaging.participants import People, read_participants
+from fedseg.imaging.tables import Tell, refuse
 
-SUFFIXES = (".nii", ".nii.gz")
 SEG = "seg-fedseg"
 MASK = "desc-brain_mask"
+PARTICIPANTS = "participants.tsv"
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Scan:
     Args:
         image: The file.
         name: What its results are named after, with the folder below the output: `sub-01/anat/sub-01_rec-srr`.
-        root: The folder that was given, where one was.
-        gestational_age_weeks: As in that folder's participants.tsv; None where it does not say.
+        root: The BIDS tree that it lies in, else the folder that was given; None of a file in no tree.
+        gestational_age_weeks: As that tree's tables say of the subject, or of its session; None where they do not.
     """
 
     image: Path
@@ -32,17 +36,24 @@ class Scan:
     gestational_age_weeks: float | None = None
 
 
-def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+def find_scans(inputs: Sequence[Path], tell: Tell = refuse) -> list[Scan]:
     """All scans of the inputs.
 
-    In a folder these are `*_T2w.nii[.gz]` in it and below, derivatives left out; where there is none, every NIfTI file
-    in it that is not a result of this program.
+    In a folder these are `*_T2w.nii[.gz]` in it and below (`folders.niftis_below`); where there is none, every NIfTI
+    file in it that is not a result of this program. Of a scan that lies in a BIDS tree, ages come from the tree's
+    participants.tsv and sessions.tsv, whatever part of the tree was given.
+
+    Args:
+        inputs: Files and folders.
+        tell: Told of each fault of those tables, in the order in which they are read. Where it returns, what is wrong
+            counts as not said.
 
     Raises:
-        DataError: if an input is not there or holds no scan, two scans would be written to one file, or a
-            participants.tsv cannot be read.
+        DataError: if an input is not there or holds no scan, or two scans would be written to one file. And from
+            `tell`.
     """
-    scans = [scan for path in inputs for scan in _scans_of(path)]
+    people: dict[Path, People] = {}
+    scans = [scan for path in inputs for scan in _scans_of(path, people, tell)]
     names = [scan.name for scan in scans]
     for name in names:
         if names.count(name) > 1:
@@ -52,25 +63,45 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     return scans
 
 
-def _scans_of(path: Path) -> Iterator[Scan]:
+def _scans_of(path: Path, people: dict[Path, People], tell: Tell) -> Iterator[Scan]:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise DataError("this is no NIfTI file", where=str(path), hint="give .nii or .nii.gz files, or a folder")
-        yield Scan(path, _name(path, Path()))
-        return
-    if not path.is_dir():
+        images, below = [path], {path: Path()}
+    elif path.is_dir():
+        images = _in_folder(path)
+        below = {image: image.relative_to(path).parent for image in images}
+    else:
         raise DataError("there is no such file or folder", where=str(path), hint="check the path")
-    people = read_participants(path / "participants.tsv")
-    for image in _in_folder(path):
-        person = people.get(entities(image).get("sub", ""))
-        age = person.gestational_age_weeks if person else None
-        yield Scan(image, _name(image, image.relative_to(path).parent), path, age)
+    given = path if path.is_dir() else None
+    roots = {image: _tree_of(image) or given for image in images}
+    for image, root in roots.items():
+        if root is not None and root not in people:
+            people[root] = read_participants(root / PARTICIPANTS, tell)
+        named = entities(image)
+        known = people[root] if root is not None else People()
+        age = known.of(named.get("sub", ""), named.get("ses")).gestational_age_weeks
+        yield Scan(image, _name(image, below[image]), root, age)
+
+
+def _tree_of(image: Path) -> Path | None:
+    """The BIDS tree of a scan: what lists subjects above its subject's folder, else what describes a data set there.
+
+    A reconstruction may lie in a derivative of the tree that lists its subject. Links are not followed: the scans of a
+    tree may be links to a store of files.
+    """
+    subject = entities(image).get("sub")
+    own = [folder for folder in Path(os.path.normpath(image.absolute())).parents if folder.name == f"sub-{subject}"]
+    if not own:
+        return None
+    tree = own[-1].parent
+    trees = [tree, *(each.parent for each in (tree, *tree.parents) if each.name == "derivatives")]
+    signs = [folder / sign for sign in (PARTICIPANTS, DESCRIPTION) for folder in trees]
+    return next((sign.parent for sign in signs if sign.is_file()), None)
 
 
 def _in_folder(path: Path) -> list[Path]:
-    scans = (scan for scan in path.rglob("*_T2w.nii*") if "derivatives" not in scan.relative_to(path).parts)
-    found = sorted(scan for scan in scans if scan.name.endswith(SUFFIXES))
-    found = found or sorted(scan for scan in path.iterdir() if scan.name.endswith(SUFFIXES) and not _ours(scan))
+    found = niftis_below(path, "T2w") or [scan for scan in niftis_in(path) if not _ours(scan)]
     if not found:
         raise DataError(
             "the folder holds no scan",
@@ -85,9 +116,12 @@ def _ours(path: Path) -> bool:
 
 
 def _name(scan: Path, below: Path) -> Path:
-    """Where results go: by the scan's BIDS name where it has one, else where it lay below the input."""
+    """Where results go: by the scan's BIDS name where it has one, else where it lay below the input.
+
+    A result has a `desc` of its own, so that the scan's is left out.
+    """
     named = entities(scan)
     if "sub" in named:
         session = (f"ses-{named['ses']}",) if "ses" in named else ()
         below = Path(f"sub-{named['sub']}", *session, "anat")
-    return below / scan.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_T2w")
+    return below / re.sub(r"_desc-[^_]*", "", stem(scan)).removesuffix("_T2w")

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import DataError, ModelError, UsageError
-from fedseg.imaging.bids import Case, Dataset, load_dataset
+from fedseg.imaging.bids import load_dataset
+from fedseg.imaging.dataset import Case, Dataset
+from fedseg.imaging.grids import refuse_other_grid
 from fedseg.imaging.nifti import Volume, read_image, read_labels
-from fedseg.imaging.transforms import map_labels, refuse_other_grid
+from fedseg.imaging.transforms import map_labels
 from fedseg.labels import LabelScheme
 from fedseg.metrics.scores import SubjectScores, score
 from fedseg.runtime.prediction import OnCase, Options, Segmentation, Segmenter
@@ -175,22 +177,25 @@ def evaluate(segmenter: Segmenter, dataset: Dataset, split: str, site: str | Non
     Raises:
         DataError: naming the scan that cannot be used.
     """
-    return evaluate_part(segmenter, Part(dataset, split, site), on_case)
-
-
-def evaluate_part(segmenter: Segmenter, part: Part, on_case: OnCase) -> Iterator[Scored]:
-    """As `evaluate`, of one of several data sets.
-
-    Raises:
-        DataError: naming the scan that cannot be used.
-    """
+    part = Part(dataset, split, site)
     cases = part.cases
     for done, (case, run) in enumerate(cases, 1):
-        yield _score(segmenter, part, case, run)
+        yield score_case(segmenter, part, case, run)
         on_case(done, len(cases))
 
 
-def _score(segmenter: Segmenter, part: Part, case: Case, run: str | None) -> Scored:
+def score_case(segmenter: Segmenter, part: Part, case: Case, run: str | None) -> Scored:
+    """Segment and score one scan.
+
+    Args:
+        segmenter: The model.
+        part: The data set.
+        case: One of its cases.
+        run: The name that tells it apart, as in `Part.cases`.
+
+    Raises:
+        DataError: naming the scan, where it cannot be used.
+    """
     target = part.dataset.target(case)
     if target is None:
         raise DataError("the scan has no labels to score against", where=str(case.image))
@@ -208,6 +213,7 @@ def _score(segmenter: Segmenter, part: Part, case: Case, run: str | None) -> Sco
         gestational_age_weeks=case.gestational_age_weeks,
         pathology=case.pathology,
         run=run,
+        voxel_mm3=scan.voxel_mm3,
     )
     return Scored(case, scores, scan, truth, segmentation)
 

@@ -7,11 +7,12 @@ import time
 
 from fedseg.rpc.service import Desk, start_server
 from fedseg.runtime import events
-from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.coordinator import Coordinator
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evaluations import refuse_demand
 from fedseg.runtime.extension import append_versions
 from fedseg.runtime.simulation import LocalLink
-from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.runtime.study import StudyFolder
 from fedseg.store.audit_log import AuditLog
 
 TICK_S = 0.5
@@ -60,7 +61,7 @@ def serve(
         append_versions(log, folder.versions)
         coordinator = Coordinator(
             folder.manifest,
-            DiskArchive(folder),
+            folder.archive,
             enrolled=folder.enrolled,
             key=folder.signing_key,
             evidence=log,

@@ -184,6 +184,11 @@ class SiteMemory:
         before = {} if newest is None else {newest: self._kept[newest]}
         self._kept = {**before, round_number: vector}
 
+    def finish(self, needed: int | None) -> None:
+        """Forget what is kept of rounds but the newest up to `needed`."""
+        newest = None if needed is None else newest_of(self._kept, needed)
+        self._kept = {} if newest is None else {newest: self._kept[newest]}
+
 
 def simulate(
     manifest: Manifest,

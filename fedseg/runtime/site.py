@@ -1,4 +1,4 @@
-"""A site's side of a study: polls, trains in the background, answers every step of secure aggregation.
+"""A site's side of a study: polls, has its part computed, answers every step of secure aggregation.
 
 It runs the same over gRPC and in one process; its trainer, its link, its memory and its ledger are arguments.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from fedseg.errors import (
@@ -39,39 +37,26 @@ from fedseg.federation.exchange import (
     Wait,
     WithdrawReason,
 )
-from fedseg.federation.parts import Turn
 from fedseg.federation.vector import Layout, Weights, model_hash
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
+from fedseg.runtime.contribution import Contributor
 from fedseg.runtime.countersigning import WitnessedLedger
 from fedseg.runtime.evidence import logged_roster, roster_entry
-from fedseg.runtime.following import Follower
-from fedseg.runtime.local_round import LocalRounds, as_sent
+from fedseg.runtime.following import Follower, known_rounds
+from fedseg.runtime.local_round import LocalRounds
 from fedseg.runtime.measuring import Evaluator
 from fedseg.runtime.participation import Participation
 from fedseg.runtime.patience import patiently
-from fedseg.runtime.ports import Arrays, Charger, Entropy, Evidence, Memory, OnStep, Scorer, ShouldStop, Trainer
-from fedseg.runtime.session import encoding_of, header_of, noise_share
-from fedseg.secagg.encoding import Encoding, rounding_seed
-from fedseg.secagg.integers import IntegerCode
+from fedseg.runtime.ports import Charger, Entropy, Evidence, Memory, Scorer, Trainer
+from fedseg.runtime.session import header_of
+from fedseg.runtime.work import Worker
 from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.roster import Identity, Roster
 
 T = TypeVar("T")
 
-HEARTBEAT_S = 1.0
 MOST_REFUSALS = 3
-
-
-@dataclass
-class Work:
-    """Training for one round, in the background."""
-
-    round: int
-    attempt: int
-    model: str
-    stop: threading.Event
-    result: Future[RingVector | None]
 
 
 class SiteRunner:
@@ -86,7 +71,8 @@ class SiteRunner:
         memory: The site's disk.
         evidence: The site's log.
         confirm: Judges a roster that differs; raises unless the operator has approved it.
-        may_reuse: Whether a second sum over a used model may have other contributors than the first.
+        may_reuse: Whether a second sum over a used model, or an evaluation of another model, may have other
+            contributors than the first.
         charger: The privacy ledger; None in a study without privacy.
         scorer: Scores on kept-back subjects; None in a study without federated evaluation.
         entropy: Random bytes from the operating system.
@@ -118,20 +104,21 @@ class SiteRunner:
             raise ProtocolError("a private study needs a ledger, and only a private study does")
         self._site, self._manifest, self._link = identity.site, manifest, link
         self._identity, self._confirm_roster, self._may_reuse = identity, confirm, may_reuse
-        self._trainer, self._layout, self._memory, self._evidence = trainer, layout, memory, evidence
+        self._memory, self._evidence = memory, evidence
         self._entropy, self._notify, self._stop, self._patience_s = entropy, notify, stop, patience_s
-        self._encoding = encoding_of(manifest)
-        self._sent = layout.within(layout.names_in(manifest.trained))
         self._model = Follower(manifest, link, memory, evidence, notify=notify, patiently=self._patiently)
         self._rounds = LocalRounds(manifest, trainer, layout, memory)
         self._evaluator = Evaluator(manifest, scorer, link, evidence, notify=notify, patiently=self._patiently)
         self._unscored: set[str] = set()
         self._ledger = None if charger is None else self._witnessed(charger)
-        self._work: Work | None = None
+        contributor = Contributor(
+            manifest, identity.site, trainer, layout, self._rounds, self._model, self._evaluator,
+            entropy=entropy, notify=notify,
+        )  # fmt: skip
+        self._worker = Worker(contributor.contribute, memory, self._ledger, stop)
         self._part = self._participation()
         self._offered: bytes | None = None
         self._refusals = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     @property
     def released(self) -> Weights | None:
@@ -164,7 +151,7 @@ class SiteRunner:
                 finished = self._obey(self._patiently(lambda: self._link.poll(self._part.session)))
                 if finished is not None:
                     return finished
-                self._check_work()
+                self._sit_out_unscored()
         except Interrupted:
             reason = "interrupted"
             raise
@@ -184,16 +171,24 @@ class SiteRunner:
         return finished
 
     def say_goodbye(self, finished: Finished) -> None:
-        """Let the server know that this site holds the final model: a courtesy, so once and without patience."""
+        """Once the final model is stored: forget what only training needed, and let the server know.
+
+        That is a courtesy, so it is said once and without patience.
+
+        Raises:
+            StorageError: The disk is failing; the server knows nonetheless.
+        """
         with suppress(LinkError, ProtocolError, StaleSession):
             self._link.holds(finished.head.model_hash)
+        self._rounds.finish(self._model.closed_round)
 
     def _witnessed(self, charger: Charger) -> WitnessedLedger:
         return WitnessedLedger(charger, self._manifest, self._site, self._link, self._evidence, self._patiently)
 
     def _participation(self) -> Participation:
         if self._identity.roster.fingerprint.hex() != logged_roster(self._evidence.entries()):
-            self._evidence.append("roster", roster_entry(self._identity.roster))
+            rounds = self._manifest.plan.schedule.rounds
+            self._evidence.append("roster", roster_entry(self._identity.roster, rounds))
         # A private round over a used model has fresh sampling and noise, and is charged anew.
         reuse = self._may_reuse or self._manifest.plan.private
         return Participation(self._identity, self._memory, self._evidence, entropy=self._entropy, may_reuse=reuse)
@@ -207,7 +202,7 @@ class SiteRunner:
             session = header.sid0()
             self._part.end("the site restarted before its update was computed")
             with suppress(StaleSession, ProtocolError):
-                self._patiently(lambda: self._link.withdraw(session, "interrupted"))
+                self._withdraw(session, "interrupted")
 
     def _obey(self, instruction: Instruction) -> Finished | None:
         try:
@@ -229,7 +224,7 @@ class SiteRunner:
         self._notify(events.Note(f"this site leaves the attempt: {error}"))
         if session is not None:
             with suppress(ProtocolError):
-                self._patiently(lambda: self._link.withdraw(session, "refused"))
+                self._withdraw(session, "refused")
         if self._refusals > MOST_REFUSALS:
             raise error
 
@@ -281,27 +276,33 @@ class SiteRunner:
             self._check_rounds()
         self._expected_header(offered, instruction.head).check_offer(offered)
         if instruction.head.model_hash in self._unscored or not self._part.may_join(offered):
-            self._patiently(lambda: self._link.withdraw(session, "refused"))
+            self._withdraw(session, "refused")
             return
         try:
-            ready = self._prepare(offered, instruction.head.model_hash)
+            ready = self._worker.prepare(offered, self._identity.roster.server_key)
         except (BudgetError, LedgerError) as error:
             reason: WithdrawReason = "budget" if isinstance(error, BudgetError) else "failed"
-            self._patiently(lambda: self._link.withdraw(session, reason))
+            self._withdraw(session, reason)
             raise
         if not ready:
-            self._patiently(lambda: self._link.withdraw(session, "interrupted"))
+            self._withdraw(session, "interrupted")
             return
         message = self._part.join(offered)
-        started = events.RoundStarted(offered.round, self._manifest.plan.schedule.rounds, offered.attempt)
-        self._notify(events.EvaluationStarted(offered.round, offered.attempt) if offered.evaluation else started)
+        self._notify(self._started(offered))
         self._patiently(lambda: self._link.advertise(session, message))
+
+    def _started(self, offered: SessionHeader) -> events.Event:
+        if offered.evaluation:
+            return events.EvaluationStarted(offered.round, offered.attempt)
+        missed = any(kind == "fetched" for kind, _ in self._evidence.entries())
+        closed = None if missed else len(known_rounds(self._evidence))
+        return events.RoundStarted(offered.round, self._manifest.plan.schedule.rounds, offered.attempt, closed)
 
     def _check_plan(self, offered: SessionHeader) -> None:
         """A version of the plan that nobody here has agreed to is no lie, and ends this process."""
         if offered.plan_hash.hex() == self._manifest.plan_hash:
             return
-        self._patiently(lambda: self._link.withdraw(offered.sid0(), "refused"))
+        self._withdraw(offered.sid0(), "refused")
         raise PlanError(
             f"the study goes on under another plan, {offered.plan_hash.hex()[:16]}, than this site has agreed to, "
             f"{self._manifest.plan_hash[:16]}",
@@ -311,7 +312,7 @@ class SiteRunner:
     def _check_rounds(self) -> None:
         """A study has the rounds of its plan: no server may train on and on."""
         rounds = self._manifest.plan.schedule.rounds
-        if len({body["round"] for kind, body in self._evidence.entries() if kind == "closed"}) >= rounds:
+        if len(known_rounds(self._evidence)) >= rounds:
             raise ProtocolError(
                 f"the server opens another round, though the {rounds} of the plan are closed",
                 hint="nothing was sent; talk to the coordinator",
@@ -337,7 +338,7 @@ class SiteRunner:
     def _submit(self, instruction: Submit) -> None:
         if instruction.session != self._part.session:
             raise ProtocolError("the server asks for the update of another session")
-        if self._part.awaits_input and not self._trained():
+        if self._part.awaits_input and not self._worker.done():
             return
         message, sent = self._part.submit(
             instruction.session, instruction.sharers, instruction.envelopes, self._contribution
@@ -348,92 +349,6 @@ class SiteRunner:
     def _catch_up(self, head: Head) -> None:
         if self._model.catch_up(head, self._part, self._identity.roster.server_key):
             self._refusals = 0
-
-    # Training.
-
-    def _prepare(self, header: SessionHeader, model: str) -> bool:
-        """See that the round's contribution exists or is being computed.
-
-        Returns:
-            False where it was charged before, but never finished: this site sits the attempt out.
-        """
-        work = self._work
-        if work is not None and (work.round, work.model) == (header.round, model):
-            return True
-        self._drop_work()
-        if self._memory.contribution(header.round, model) is not None:
-            return True
-        key = self._identity.roster.server_key
-        if self._ledger is not None and not self._ledger.charge(header.round, header.attempt, model, key):
-            return False
-        stop = threading.Event()
-        result = self._pool.submit(self._measure if header.evaluation else self._train, header.round, model, stop)
-        self._work = Work(header.round, header.attempt, model, stop, result)
-        return True
-
-    def _measure(self, round_number: int, model: str, stop: threading.Event) -> RingVector | None:
-        """This site's scores of the model that the study gives away, as they are summed; None where it has none."""
-        if (released := self._model.released) is None:
-            raise ProtocolError("there is no model to evaluate")
-        weights = self._layout.unflatten(released)
-        vector = self._evaluator.contribution(weights, lambda: stop.is_set() or self._stop.is_set())
-        if vector is not None:
-            self._memory.save_contribution(round_number, model, vector)
-        return vector
-
-    def _train(self, round_number: int, model: str, stop: threading.Event) -> RingVector:
-        if (state := self._model.state) is None:
-            raise ProtocolError("there is no model to train")
-        turn = self._rounds.turn(round_number, self._model.closed_round, state)
-
-        def should_stop() -> bool:
-            return stop.is_set() or self._stop.is_set()
-
-        def on_step(done: int, steps: int) -> None:
-            self._notify(events.Training(round_number, done, steps))
-
-        if isinstance(self._encoding, IntegerCode):
-            vector = self._summed(self._encoding, self._rounds.start(turn), on_step, should_stop)
-        else:
-            vector = self._updated(self._encoding, turn, on_step, should_stop)
-        self._memory.save_contribution(round_number, model, vector)
-        return vector
-
-    def _updated(self, code: Encoding, turn: Turn, on_step: OnStep, should_stop: ShouldStop) -> RingVector:
-        """A round of training of this site's own, as it is sent; what stays here is kept."""
-        plan, rounds = self._manifest.plan, self._rounds
-        score = self._trainer.score(rounds.start(turn), should_stop=should_stop) if code.scored else None
-        trained = rounds.train(turn, entropy=self._entropy, on_step=on_step, should_stop=should_stop)
-        weight = plan.sites[self._site].weight
-        encoded = code.encode(trained.update, weight, rounding_seed(plan.seed, turn.number, self._site), score)
-        self._notify(events.Encoded(turn.number, encoded.norm, plan.aggregation.clip, encoded.relative_error))
-        rounds.keep(trained, as_sent(code, encoded, weight))
-        return encoded.vector
-
-    def _summed(self, code: IntegerCode, weights: Arrays, on_step: OnStep, should_stop: ShouldStop) -> RingVector:
-        """This site's part of one pooled step: integers that hold its share of the noise already."""
-        share = noise_share(self._manifest)
-        if share is None:
-            raise ProtocolError("a pooled step without its noise")
-        summed = self._trainer.gradient_sum(
-            weights, share, entropy=self._entropy, on_step=on_step, should_stop=should_stop
-        )
-        return code.encode(self._sent.flatten(summed))
-
-    def _trained(self) -> bool:
-        """Whether the contribution to this session is there; waits for it as long as a heartbeat."""
-        if self._work is not None:
-            try:
-                done = self._work.result.result(HEARTBEAT_S)
-            except FutureTimeout:
-                return False
-            if done is None:
-                self._sit_out(self._work)
-                return False
-            if self._ledger is not None:
-                self._ledger.commit(self._work.round, self._work.attempt)
-            self._work = None
-        return True
 
     def _contribution(self) -> RingVector:
         """The contribution to this session, as it was written down when it was computed."""
@@ -446,18 +361,16 @@ class SiteRunner:
             self._unscored.add(header.model_hash.hex())
         return kept
 
-    def _check_work(self) -> None:
-        if self._work is not None and self._work.result.done() and self._work.result.result() is None:
-            self._sit_out(self._work)
-
-    def _sit_out(self, work: Work) -> None:
+    def _sit_out_unscored(self) -> None:
         """Leave an evaluation for which this site has no scores."""
-        self._work, session = None, self._part.session
-        self._unscored.add(work.model)
+        model, session = self._worker.given_up(), self._part.session
+        if model is None:
+            return
+        self._unscored.add(model)
         self._part.end("this site's subjects cannot be scored")
         if session is not None:
             with suppress(StaleSession, ProtocolError):
-                self._patiently(lambda: self._link.withdraw(session, "failed"))
+                self._withdraw(session, "failed")
 
     def _follow_evaluation(self, round_number: int) -> None:
         """Take in what was published of the study's newest evaluation, if there is one."""
@@ -466,20 +379,8 @@ class SiteRunner:
             key = self._identity.roster.server_key
             self._evaluator.follow(round_number, model_hash(state), model_hash(released), self._part, key)
 
-    def _drop_work(self) -> None:
-        if self._work is not None:
-            self._work.stop.set()
-            try:
-                self._work.result.result()
-            except Interrupted:
-                pass
-            finally:
-                self._work = None
-
     def _leave(self, reason: WithdrawReason) -> None:
-        if self._work is not None:
-            self._work.stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._worker.close()
         session = self._part.session
         if session is not None:
             self._part.end(f"this site left ({reason})")
@@ -489,6 +390,9 @@ class SiteRunner:
                 self._notify(events.Note("the server could not be told that this site leaves"))
 
     # The link.
+
+    def _withdraw(self, session: bytes, reason: WithdrawReason) -> None:
+        self._patiently(lambda: self._link.withdraw(session, reason))
 
     def _transfer(self, what: str) -> Callable[[int, int], None]:
         return lambda done, size: self._notify(events.Transfer(what, done, size))

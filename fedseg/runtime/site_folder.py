@@ -1,21 +1,16 @@
-"""A site's state on its own disk: who it is, what it agreed to, and what it must not compute twice."""
+"""A site's state on its own disk: who it is, what it agreed to and confirmed, and where everything in it lies."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedseg.errors import ProtocolError, StorageError, UsageError
-from fedseg.federation.exchange import Best
-from fedseg.federation.parts import Kept, newest_of
+from fedseg.errors import InviteError, ProtocolError, StorageError, UsageError
 from fedseg.federation.strategy import Strategy
-from fedseg.federation.vector import Weights
 from fedseg.plan.manifest import Manifest
 from fedseg.rpc.certificates import (
     certificate_request,
@@ -27,31 +22,21 @@ from fedseg.rpc.certificates import (
 from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
+from fedseg.runtime.disk_memory import CACHE, DiskMemory
 from fedseg.runtime.roster_words import parse_fingerprint
 from fedseg.runtime.session import encoding_of, evaluation_code
 from fedseg.runtime.versions import MANIFEST, MEMBERSHIP, MODEL, all_versions, replace_plan
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE
-from fedseg.store import secrets
 from fedseg.store.audit_log import LOG, AuditLog, read, statement
 from fedseg.store.audit_records import Closed, Evaluated, Fetched
 from fedseg.store.files import LOCK, storage_errors, write_atomic
-from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
-
-RingVector = NDArray[np.uint32]
-
-# The protocol's record of a session: keys, shares and messages of at most 100 sites.
-SESSION = "session.bin"
-MOST_SESSION = 1 << 22
-
-# What evaluations were given, by model: hashes of statistics.
-SCORED = "scored.json"
-
-_CONTRIBUTIONS, _MASKED, _KEPT = "contribution-*.npy", "masked-*.npy", "kept-*.npy"
-_ERASING = threading.Lock()  # the training thread keeps a contribution while the other one takes in a model
 
 # What an enrolment that failed leaves behind: the next one may begin anew.
 LEFTOVERS = {"client.log", "keys", "ca.pem", LOCK}
+DAMAGED = (
+    "restore this folder from a backup; or ask the coordinator for a new invite, and join with it and another --state"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +49,9 @@ class Membership:
         data: Where its scans are.
         labels: How its label numbers are read where the data set does not say; None where it does.
         ledger: Folder of the hospital's privacy ledger.
-        policy: Text of the hospital's policy; None for the default.
+        policy: Text of the hospital's policy as it was agreed to last; None for the default.
+        policy_file: Where that was read, and is read again at each start; None where no file was named.
+        agreed: When each version of the plan was agreed to (UTC, ISO 8601), by its hash.
     """
 
     address: str
@@ -73,13 +60,15 @@ class Membership:
     labels: str | None
     ledger: str
     policy: str | None
+    policy_file: str | None = None
+    agreed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SiteFolder:
     """Paths of a site's files below one folder, and what is done with them.
 
-    It is a site's `runtime.ports.Memory` and its `runtime.pinning.Pins`.
+    It is a site's `runtime.pinning.Pins`.
     """
 
     root: Path
@@ -102,7 +91,12 @@ class SiteFolder:
     @property
     def cache(self) -> Path:
         """Prepared scans."""
-        return self.root / "cache"
+        return self.root / CACHE
+
+    @property
+    def memory(self) -> DiskMemory:
+        """What it keeps between messages."""
+        return DiskMemory(self.root)
 
     @property
     def audit(self) -> Path:
@@ -139,7 +133,8 @@ class SiteFolder:
         if self.enrolled:
             same = self._read("ca.pem") == invite.ca_cert_pem and self.membership.site == invite.site
             what = "this site has joined already" if same else "this folder is the state of another study or site"
-            hint = f"go on with: fedseg client join --state {self.root}" if same else "name a new folder with --state"
+            again = f"go on with: fedseg client join --state {quote(str(self.root))}"
+            hint = again if same else "name a new folder with --state"
             raise UsageError(what, where=str(self.root), hint=hint)
         if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - LEFTOVERS):
             hint = "name a new folder with --state"
@@ -164,12 +159,28 @@ class SiteFolder:
         write_atomic(self.root / "keys" / "protocol.key", protocol_key)
         request = certificate_request(key, invite.site)
         with RemoteStudy(invite.address, invite.ca_cert_pem, invite.enrolment_identity(now=now)) as remote:
-            certificate = remote.enrol(request, protocol_public_key(protocol_key))
+            try:
+                certificate = remote.enrol(request, protocol_public_key(protocol_key))
+            except InviteError as error:
+                error.hint = "ask the study's coordinator for a new invite; a site that has joined goes on from its "
+                error.hint += "own state folder: fedseg client join --state DIR"
+                raise
         require_issued(certificate, key, invite.ca_cert_pem, invite.site, now=now)
         write_atomic(self.root / "keys" / "tls.pem", certificate, 0o644)
         write_atomic(self.root / "ca.pem", invite.ca_cert_pem, 0o644)
         member = Membership(invite.address, invite.site, str(data), labels, str(ledger), policy)
         self.remember(member)
+
+    def clear(self) -> None:
+        """Remove what an invite that was refused has left here: keys that are nobody's, a log that says no more."""
+        for name in ("tls.key", "protocol.key"):
+            (self.root / "keys" / name).unlink(missing_ok=True)
+        (self.root / "client.log").unlink(missing_ok=True)
+        (self.root / LOCK).unlink(missing_ok=True)
+        for folder in (self.root / "keys", self.root):
+            # Whatever else lies there stays.
+            with suppress(OSError):
+                folder.rmdir()
 
     def remember(self, member: Membership) -> None:
         """Write down who this site is and where its scans are."""
@@ -185,7 +196,7 @@ class SiteFolder:
         try:
             return Membership(**json.loads(self._read(MEMBERSHIP)))
         except (ValueError, TypeError):
-            raise StorageError("the site's state is damaged", where=str(self.root / MEMBERSHIP)) from None
+            raise StorageError("the site's state is damaged", where=str(self.root / MEMBERSHIP), hint=DAMAGED) from None
 
     def connect(self, manifest: Manifest | None = None) -> RemoteStudy:
         """A connection to the study's server; models and sums come over it only where the manifest says their sizes."""
@@ -240,7 +251,7 @@ class SiteFolder:
         key = self._read("keys/protocol.key")
         if len(key) != SIGNING_KEY_SIZE:
             path = self.root / "keys" / "protocol.key"
-            raise StorageError("this site's protocol key is damaged", where=str(path), hint="ask for a new invite")
+            raise StorageError("this site's protocol key is damaged", where=str(path), hint=DAMAGED)
         return key
 
     @property
@@ -254,7 +265,7 @@ class SiteFolder:
         try:
             return Roster.from_bytes(self._read(path.name)) if path.is_file() else None
         except ProtocolError as error:
-            raise StorageError(f"the pinned roster is damaged: {error.what}", where=str(path)) from None
+            raise StorageError(f"the pinned roster is damaged: {error.what}", where=str(path), hint=DAMAGED) from None
 
     def pin_roster(self, roster: Roster) -> None:
         """Write down the roster that the operator confirmed, fsynced: from here on no other is, until approved."""
@@ -273,7 +284,7 @@ class SiteFolder:
         try:
             return parse_fingerprint(self._read(path.name).decode())
         except (UsageError, UnicodeDecodeError):
-            hint = f"approve again: fedseg client approve-roster --state {self.root} --fingerprint HEX"
+            hint = f"approve again: fedseg client approve-roster --state {quote(str(self.root))} --fingerprint HEX"
             raise StorageError("the approved fingerprint is damaged", where=str(path), hint=hint) from None
 
     def approve(self, fingerprint: bytes) -> None:
@@ -284,158 +295,15 @@ class SiteFolder:
         """
         write_atomic(self.root / "approved", f"{fingerprint.hex()}\n".encode())
 
-    # runtime.ports.Memory
-
-    def weights(self) -> Weights | None:
-        """The newest model that this site holds."""
-        path = self.root / "weights.npy"
-        return load_model_vector(path) if path.is_file() else None
-
-    def save_weights(self, weights: Weights) -> None:
-        """Keep the newest model; what was computed from the one before has served, and is overwritten."""
-        save_vector(self.root / "weights.npy", weights)
-        self.erase_updates()
-
-    def contribution(self, round_number: int, model: str) -> RingVector | None:
-        """The encoded update of that round and model, where it was computed."""
-        path = self._contribution(round_number, model)
-        return load_ring_vector(path) if path.is_file() else None
-
-    def save_contribution(self, round_number: int, model: str, vector: RingVector) -> None:
-        """Keep it, fsynced; earlier ones have served, and are overwritten.
-
-        It lacks the masks, and in distributed mode the other sites' noise. It outlives an attempt that failed: the
-        round's next one sends the same again, as its noise was charged once.
-        """
-        path = self._contribution(round_number, model)
-        self._erase(_CONTRIBUTIONS, {path})
-        save_vector(path, vector)
-
-    def session(self) -> bytes | None:
-        """The protocol's record of the newest session, as it was written down; None before the first."""
-        return secrets.read(self.root / SESSION, MOST_SESSION)
-
-    def save_session(self, data: bytes) -> None:
-        """Keep it, fsynced; what it replaces held secrets and is overwritten."""
-        secrets.replace(self.root / SESSION, data)
-
-    def masked(self, session: bytes) -> RingVector | None:
-        """The masked update of a session (sid0), exactly as it is sent; None where there is none."""
-        path = self._masked(session)
-        return load_ring_vector(path) if path.is_file() else None
-
-    def save_masked(self, session: bytes, vector: RingVector) -> None:
-        """Keep it, fsynced; earlier ones have served, and are overwritten."""
-        path = self._masked(session)
-        self._erase(_MASKED, {path})
-        save_vector(path, vector)
-
-    def scored(self, model: str) -> str | None:
-        """Hash of the statistics of that model that were given to an evaluation, in hex; None where none were.
-
-        Raises:
-            StorageError: The file is damaged.
-        """
-        return self._all_scored.get(model)
-
-    def save_scored(self, model: str, digest: str) -> None:
-        """Keep it for good, fsynced: the statistics themselves are erased.
-
-        Raises:
-            StorageError: The file is damaged.
-        """
-        write_atomic(self.root / SCORED, json.dumps({**self._all_scored, model: digest}).encode())
-
-    def best(self) -> Best | None:
-        """What a collapse would roll back to, as this site has computed it; None before the first score.
-
-        Raises:
-            StorageError: if the file is damaged.
-        """
-        path = self.root / "best.json"
-        try:
-            return Best(**json.loads(self._read(path.name))) if path.is_file() else None
-        except (ValueError, TypeError):
-            raise StorageError("what this site knows of the best model is damaged", where=str(path)) from None
-
-    def save_best(self, best: Best) -> None:
-        """Keep it, fsynced."""
-        write_atomic(self.root / "best.json", json.dumps(asdict(best)).encode())
-
-    def kept(self, closed: int) -> Kept | None:
-        """What stays at this site of the newest round up to `closed`, by the plan's strategy; None where nothing does.
-
-        Raises:
-            StorageError: The file is damaged.
-        """
-        newest = newest_of(self._kept_rounds, closed)
-        return None if newest is None else Kept(newest, load_model_vector(self._kept(newest)))
-
-    def save_kept(self, round_number: int, closed: int, vector: Weights) -> None:
-        """Keep it, fsynced, readable for this account alone, and what it follows; all else is overwritten."""
-        save_vector(self._kept(round_number), vector)
-        needed = {round_number, newest_of(self._kept_rounds, closed)}
-        self._erase(_KEPT, {self._kept(number) for number in needed if number is not None})
-
-    def erase_updates(self) -> None:
-        """Overwrite and remove every update that this site has computed: once a round has closed, or the study ended.
-
-        Best effort, as `store.secrets` says.
-
-        Raises:
-            StorageError: The disk is failing.
-        """
-        self._erase(_CONTRIBUTIONS)
-        self._erase(_MASKED)
-
-    def clean_up(self) -> None:
-        """Overwrite and remove what a crash has left half-written or half-erased; only while nothing is being written.
-
-        Raises:
-            StorageError: The disk is failing.
-        """
-        for left in self.root.glob(".*.npy*.last"):
-            secrets.sweep(left.with_name(left.name[1 : -len(".last")]))
-        for left in self.root.glob(".*.npy.*.part"):
-            secrets.erase(left)
-        secrets.sweep(self.root / SESSION)
-
     def open_audit(self, study: str) -> AuditLog:
         """This site's log of a study, held until it is closed; begun where the site has said nothing yet.
 
         Raises:
             LedgerError: if it is missing though the site has taken part, broken, or held by another process.
         """
-        if not self.audit.exists() and self.session() is None:
+        if not self.audit.exists() and self.memory.session() is None:
             return AuditLog.create(self.audit, self.protocol_key, "site", self.membership.site, study)
         return AuditLog.open(self.audit, self.protocol_key)
-
-    def _masked(self, session: bytes) -> Path:
-        return self.root / f"masked-{session.hex()}.npy"
-
-    def _contribution(self, round_number: int, model: str) -> Path:
-        return self.root / f"contribution-{round_number:05d}-{model[:16]}.npy"
-
-    def _kept(self, round_number: int) -> Path:
-        return self.root / f"kept-{round_number:05d}.npy"
-
-    @property
-    def _all_scored(self) -> dict[str, str]:
-        path = self.root / SCORED
-        try:
-            return dict(json.loads(self._read(path.name))) if path.is_file() else {}
-        except (ValueError, TypeError):
-            raise StorageError("what this site has given to evaluations is damaged", where=str(path)) from None
-
-    @property
-    def _kept_rounds(self) -> list[int]:
-        return [int(path.stem.removeprefix("kept-")) for path in self.root.glob(_KEPT)]
-
-    def _erase(self, names: str, needed: Collection[Path] = ()) -> None:
-        with _ERASING:
-            for old in self.root.glob(names):
-                if old not in needed:
-                    secrets.erase(old)
 
     def _read(self, name: str) -> bytes:
         with storage_errors(self.root / name):

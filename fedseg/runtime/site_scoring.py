@@ -13,17 +13,15 @@ from pathlib import Path
 from fedseg.errors import Interrupted
 from fedseg.federation.evaluation import MOST_SUBJECTS, Measured
 from fedseg.federation.vector import Layout
-from fedseg.imaging.bids import Dataset
+from fedseg.imaging.dataset import Dataset
 from fedseg.metrics.scores import SubjectScores
 from fedseg.metrics.subjects import values
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime.model_file import write_model
 from fedseg.runtime.ports import Arrays, OnStep, ShouldStop
-from fedseg.runtime.prediction import Segmenter
+from fedseg.runtime.prediction import Options, Segmenter
 from fedseg.runtime.scoring import evaluate
-from fedseg.store.checkpoints import load_model
 from fedseg.training.compute import reproducible
-from fedseg.training.inference import Predictor, load_segmenter
 
 SPLIT = "test"
 
@@ -56,22 +54,12 @@ class SiteScorer:
         training, path = self._manifest.plan.training, self._folder / "evaluated.safetensors"
         write_model(path, self._manifest, self._layout, self._layout.flatten(weights), ())
         try:
-            segmenter = _PlanSegmenter(path, training.precision)
+            segmenter = Segmenter([path], Options(precision=training.precision))
         finally:
             path.unlink(missing_ok=True)
         with reproducible(training.threads):
             # One scan's volumes at a time: `map` holds on to none of them.
             return measured(list(map(attrgetter("scores"), evaluate(segmenter, self._dataset, SPLIT, None, told))))
-
-
-class _PlanSegmenter(Segmenter):
-    """A segmenter that computes in the plan's precision, not in what suits the machine best."""
-
-    def __init__(self, path: Path, precision: str) -> None:
-        super().__init__([path])
-        arrays, card = load_model(path)
-        network = load_segmenter(arrays, card.architecture)
-        self._predictors = [Predictor(network, card.patch, precision=precision)]
 
 
 def scored(dataset: Dataset) -> set[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from fedseg.document import Document
 from fedseg.errors import InviteError, ProtocolError, RosterError, StorageError, UsageError
 from fedseg.federation.exchange import Enrolled
 from fedseg.federation.strategy import Strategy
-from fedseg.federation.vector import Weights
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import StudyPlan
 from fedseg.rpc.addresses import split_address
@@ -25,7 +24,7 @@ from fedseg.rpc.certificates import (
 from fedseg.rpc.credentials import ServerTls
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.pki import KeyPair
-from fedseg.runtime.archive import RingVector
+from fedseg.runtime.disk_archive import DiskArchive
 from fedseg.runtime.extension import extend
 from fedseg.runtime.resolution import FirstModel, resolve
 from fedseg.runtime.session import roster_of
@@ -34,7 +33,6 @@ from fedseg.runtime.versions import (
     MEMBERSHIP,
     MODEL,
     all_versions,
-    earlier_versions,
     read_manifest,
     replace_plan,
 )
@@ -42,8 +40,9 @@ from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import SIGNING_KEY_SIZE, check_signing_key, public_half
 from fedseg.store.audit_log import LOG, AuditLog
 from fedseg.store.files import storage_errors, write_atomic
-from fedseg.store.study_db import ClaimRow, InviteRow, RoundRow, SiteRow, StudyDb
-from fedseg.store.vectors import load_model_vector, load_ring_vector, save_vector
+from fedseg.store.study_db import InviteRow, SiteRow, StudyDb
+
+_MAKE = "make one: fedseg study create DIR --plan PLAN --address HOST:PORT"
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,11 @@ class StudyFolder:
     def db(self) -> StudyDb:
         """The study's book."""
         return StudyDb(self.root / "study.sqlite")
+
+    @property
+    def archive(self) -> DiskArchive:
+        """Its rounds, models and sums."""
+        return DiskArchive(self.root, self.db)
 
     @property
     def ca(self) -> KeyPair:
@@ -120,7 +124,7 @@ class StudyFolder:
             write_atomic(root / "keys" / f"{name}.pem", pair.cert_pem, 0o644)
         write_atomic(root / "keys" / "audit.key", new_protocol_key())
         AuditLog.create(folder.audit, folder.signing_key, "server", "server", manifest.study).close()
-        DiskArchive(folder).save_model(0, Strategy.of(manifest).first(first.weights), None)
+        folder.archive.save_model(0, Strategy.of(manifest).first(first.weights), None)
         write_atomic(root / "address", address.encode(), 0o644)
         folder.db.invites()
         # The manifest comes last: a folder without it is no study.
@@ -135,9 +139,7 @@ class StudyFolder:
             UsageError: if there is none in this folder.
         """
         if not root.is_dir():
-            raise UsageError(
-                "there is no such folder", where=str(root), hint="make one: fedseg study create DIR --plan PLAN"
-            )
+            raise UsageError("there is no such folder", where=str(root), hint=_MAKE)
         if (root / MEMBERSHIP).is_file():
             raise UsageError(
                 "this is the folder of a site, not the coordinator's of the study",
@@ -145,9 +147,7 @@ class StudyFolder:
                 hint="name the folder that fedseg study create made, at the coordinator's",
             )
         if not (root / MANIFEST).is_file():
-            raise UsageError(
-                "this folder holds no study", where=str(root), hint="make one: fedseg study create DIR --plan PLAN"
-            )
+            raise UsageError("this folder holds no study", where=str(root), hint=_MAKE)
         return cls(root)
 
     @property
@@ -177,7 +177,7 @@ class StudyFolder:
         Raises:
             PlanError: It cannot be; nothing was changed.
         """
-        old, first = self.manifest, DiskArchive(self).load_model(0)
+        old, first = self.manifest, self.archive.load_model(0)
         new = extend(
             old, first, rounds=rounds, epsilon=epsilon, reserve=reserve, evaluate=evaluate, book=self.db.rounds(),
             claims=self.db.all_claims(),
@@ -215,7 +215,7 @@ class StudyFolder:
         """
         site = next((row.site for row in self.db.invites() if row.id == invite_id), None)
         if site is None:
-            raise InviteError("the server does not know this invite", hint="ask the coordinator for a new one")
+            raise InviteError("the server does not know this invite")
         check_signing_key(protocol_key)
         known = self.enrolled()
         if protocol_key in (known.server_key, *(key for name, key in known.keys.items() if name != site)):
@@ -251,7 +251,7 @@ class StudyFolder:
         manifest, enrolled = self.manifest, self.enrolled()
         missing = [site for site in manifest.plan.site_names if site not in enrolled.keys]
         if missing:
-            hint = f"make an invite and send it: fedseg study invite {self.root} {missing[0]}"
+            hint = f"make an invite and send it: fedseg study invite {quote(str(self.root))} {missing[0]}"
             raise RosterError(f"{', '.join(missing)} yet to enrol", where=str(self.root), hint=hint)
         return roster_of(manifest, enrolled)
 
@@ -265,106 +265,3 @@ class StudyFolder:
         keys = self.root / "keys"
         with storage_errors(keys):
             return KeyPair((keys / f"{name}.pem").read_bytes(), (keys / f"{name}.key").read_bytes())
-
-
-KEPT = 2
-
-
-class DiskArchive:
-    """`runtime.archive.Archive` in a study's folder: first and best model, newest model and sum and those before."""
-
-    def __init__(self, folder: StudyFolder) -> None:
-        self._root, self._rounds, self._db = folder.root, folder.root / "rounds", folder.db
-
-    def rounds(self) -> list[RoundRow]:
-        """All attempts at all rounds, in order."""
-        return self._db.rounds()
-
-    def save_round(self, row: RoundRow) -> None:
-        """Write or rewrite one attempt."""
-        self._db.save_round(row)
-
-    def save_claim(self, claim: ClaimRow) -> None:
-        """Keep a site's countersigned claim."""
-        self._db.save_claim(claim)
-
-    def newest_claim(self, site: str) -> ClaimRow | None:
-        """The newest claim of a site."""
-        return self._db.claims().get(site)
-
-    def save_finished(self, site: str, plan: str) -> None:
-        """Note that a site holds the final model of a version of the plan."""
-        self._db.save_finished(site, plan)
-
-    def finished(self, plan: str) -> set[str]:
-        """Sites that hold the final model of a version of the plan."""
-        return self._db.finished(plan)
-
-    def save_end(self, plan: str, why: str) -> None:
-        """Note that a version of the plan ended before its last round."""
-        self._db.save_end(plan, why)
-
-    def ended(self, plan: str) -> str | None:
-        """Why a version of the plan ended before its last round, if it did."""
-        return self._db.ended(plan)
-
-    def earlier_manifest(self, plan: str) -> bytes | None:
-        """The manifest of an earlier version of the plan."""
-        found = [each.to_json() for each in earlier_versions(self._root) if each.plan_hash == plan]
-        return found[0] if found else None
-
-    def save_model(self, closed_round: int, weights: Weights, total: RingVector | None) -> None:
-        """Keep a round's model and sum, fsynced; then drop what is older, but for the first model.
-
-        The newest round that is written down as closed keeps its own, however often a later one fails to be.
-        """
-        if total is not None:
-            save_vector(self._path("sum", closed_round), total)
-        save_vector(self._path("model", closed_round), weights)
-        closed = [row.round for row in self._db.rounds() if row.state == "closed" and not row.evaluation][-1:]
-        for kind in ("model", "sum"):
-            kept = {self._path(kind, number) for number in (0, *closed)}
-            # The names sort by round; void rounds leave gaps, so the newest two are counted, not computed.
-            for path in sorted(self._rounds.glob(f"{kind}-*.npy"))[:-KEPT]:
-                if path not in kept:
-                    path.unlink()
-
-    def load_model(self, closed_round: int) -> Weights:
-        """The model that a round made."""
-        return load_model_vector(self._path("model", closed_round))
-
-    def load_total(self, closed_round: int) -> RingVector:
-        """The sum of a round."""
-        return load_ring_vector(self._path("sum", closed_round))
-
-    def save_best(self, weights: Weights, model: str) -> None:
-        """Keep the best model, of that hash, fsynced, and the one before: its round may yet fail to be written down."""
-        save_vector(self._best(model), weights)
-        for path in sorted(self._rounds.glob("best-*.npy"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
-            path.unlink()
-
-    def load_best(self, model: str) -> Weights:
-        """The best model, or the one before, by its hash."""
-        return load_model_vector(self._best(model))
-
-    def _best(self, model: str) -> Path:
-        return self._rounds / f"best-{model[:16]}.npy"
-
-    def _path(self, kind: str, closed_round: int) -> Path:
-        return self._rounds / f"{kind}-{closed_round:05d}.npy"
-
-
-def require_room(folder: Path, needed: int) -> None:
-    """Refuse to start where the disk has less room than the work needs.
-
-    Raises:
-        StorageError: saying how much is free and how much is needed.
-    """
-    with storage_errors(folder):
-        free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"the disk has {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed",
-            where=str(folder),
-            hint="free some space, or use a folder on another disk; nothing was started",
-        )

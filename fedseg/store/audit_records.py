@@ -63,10 +63,11 @@ class Begin(Section):
 
 
 class RosterPinned(Section):
-    """The roster under which what follows happens."""
+    """The roster under which what follows happens, and how many rounds its plan has."""
 
     fingerprint: Hash
     plan_hash: Hash
+    rounds: Count
     server_key: Hash
     keys: dict[Name, Hash]
 
@@ -217,7 +218,7 @@ class Aborted(Section):
 
 
 class Reused(Section):
-    """A second sum over one model, with other contributors or the same."""
+    """A second sum over one model, with other contributors or the same; or an evaluation of others than one before."""
 
     model: Hash
     round: Count

@@ -181,7 +181,7 @@ def _refuse_sizes(file_bytes: int, header_bytes: int, where: str) -> None:
 def _parse_header(data: bytes, where: str) -> dict[str, Any]:
     """The JSON header of a safetensors file: tensors by name, and `__metadata__`."""
     size = int.from_bytes(data[:8], "little")
-    if len(data) > 8 and (size > MAX_HEADER_BYTES or data[8:9] != b"{"):
+    if size > MAX_HEADER_BYTES or data[8:9] not in (b"", b"{"):
         raise _not_safetensors(where)
     if len(data) < 8 + size or size == 0:
         raise _cut_short(len(data), where)

@@ -218,13 +218,16 @@ def _read(entry: Entry) -> Ledger:
 def _begin(path: Path, key: Path) -> None:
     secret = secrets.token_bytes(_KEY_BYTES)
     write_atomic(key, secret)
-    Journal.create(path, "open", {"format": "fedseg privacy ledger 1", "key_id": _key_id(secret)})
+    Journal.create(path, "open", {"format": "fedseg privacy ledger 2", "key_id": _key_id(secret)})
 
 
 def _refuse_half(path: Path, key: Path) -> None:
     for present, missing in ((path, key), (key, path)):
         if present.exists() and not missing.exists():
             raise LedgerError(f"{missing.name} is missing beside {present.name}", where=str(path.parent), hint=_HINT)
+    if not path.parent.is_dir():
+        what = "the privacy ledger is missing: there is no such folder"
+        raise LedgerError(what, where=str(path.parent), hint=f"check the path; if it is right, {_HINT}")
     if not path.exists():
         raise LedgerError("the privacy ledger is missing", where=str(path), hint=_HINT)
 

@@ -196,13 +196,12 @@ class StudyDb:
         with self._connect() as db:
             db.execute("BEGIN IMMEDIATE")
             row = db.execute("SELECT used_at, expires_at FROM invites WHERE id = ?", (invite_id,)).fetchone()
-            hint = f"ask the coordinator for a new one: fedseg study invite DIR {site.name}"
             if row is None:
-                raise InviteError("this invite is not known to the server", hint=hint)
+                raise InviteError("this invite is not known to the server")
             if row[0] is not None:
-                raise InviteError("this invite has been used", hint=hint)
+                raise InviteError("this invite has been used")
             if row[1] < now:
-                raise InviteError("this invite has expired", hint=hint)
+                raise InviteError("this invite has expired")
             db.execute("UPDATE invites SET used_at = ? WHERE id = ?", (now, invite_id))
             db.execute(
                 "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, ?)",
@@ -214,6 +213,11 @@ class StudyDb:
         with self._connect() as db:
             rows = db.execute("SELECT name, fingerprint, protocol_key FROM sites ORDER BY name")
             return [SiteRow(*row) for row in rows]
+
+    def enrolled_at(self) -> dict[str, float]:
+        """When each enrolled site did so last, by name: seconds since 1970."""
+        with self._connect() as db:
+            return dict(db.execute("SELECT name, enrolled_at FROM sites ORDER BY name"))
 
     def site_of(self, fingerprint: str) -> str | None:
         """The enrolled site whose certificate has this fingerprint."""

@@ -12,9 +12,13 @@ from fedseg.training.network import SegmentationNet
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where asked for, or where `auto` finds a device that computes it natively; float32 otherwise."""
-    wanted = precision == "bf16" or (precision == "auto" and native_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    """bf16 where it `uses_bf16`, float32 otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether bf16 is asked for, or `auto` finds a device that computes it natively."""
+    return precision == "bf16" or (precision == "auto" and native_bf16(device))
 
 
 def training_cast(model: SegmentationNet, images: torch.Tensor, precision: str) -> torch.autocast:
@@ -33,6 +37,17 @@ def native_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For hundreds of short tensor operations: on a core that is shared, each wait for a second thread costs more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

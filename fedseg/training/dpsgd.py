@@ -15,8 +15,7 @@ sensitivity is exact, and the noise is of integers too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from fedseg.errors import Interrupted, PlanError
 from fedseg.privacy.distributed import NoiseShare
+from fedseg.training.compute import one_thread
 from fedseg.training.noise import Entropy, NormalStream
 from fedseg.training.skellam import SkellamStream
 
@@ -131,7 +131,7 @@ class SubjectOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no type
         for p in self.params:
             p.grad_sample = torch.zeros_like(p)[None] if p.grad is None else p.grad.detach()[None]
         self.signal_skip_step(not last)
-        with _one_thread():
+        with one_thread():
             self.step()
 
     def step_empty(self) -> None:
@@ -140,7 +140,7 @@ class SubjectOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no type
         for p in self.params:
             p.grad_sample = p.new_zeros((0, *p.shape))
         self.signal_skip_step(False)
-        with _one_thread():
+        with one_thread():
             self.step()
 
     def clip_and_accumulate(self) -> None:
@@ -222,7 +222,7 @@ def private_steps(
 
     for step in range(steps):
         _stop_if(should_stop)
-        _step(private, [heeding(subjects[i]) for i in poisson_sample(len(subjects), sampling_rate, entropy)])
+        take_step(private, [heeding(subjects[i]) for i in poisson_sample(len(subjects), sampling_rate, entropy)])
         on_step(step + 1)
     private.zero_grad(set_to_none=True)
 
@@ -278,7 +278,7 @@ def private_sum(
     for index in poisson_sample(len(subjects), sampling_rate, entropy):
         _stop_if(should_stop)
         _differentiate(model, subjects[index])
-        with _one_thread():
+        with one_thread():
             _add_integers(parameters, total, share)
     model.zero_grad(set_to_none=True)
     sums = {name: each.cpu().numpy() for name, each in total.items()}
@@ -318,7 +318,8 @@ def _clip_factor(gradients: Sequence[Tensor], max_grad_norm: float) -> float:
     return bound / norm if norm > bound else 1.0
 
 
-def _step(private: SubjectOptimizer, batch: Sequence[Callable[[], Tensor]]) -> None:
+def take_step(private: SubjectOptimizer, batch: Sequence[Callable[[], Tensor]]) -> None:
+    """One step over the losses of the subjects that were drawn; over none it is noise alone."""
     if not batch:
         private.step_empty()
     for number, subject in enumerate(batch, 1):
@@ -337,17 +338,6 @@ def _differentiate(holder: nn.Module | torch.optim.Optimizer, subject: Callable[
 def _stop_if(should_stop: Callable[[], bool]) -> None:
     if should_stop():
         raise Interrupted("training was stopped between two steps", hint="join again to go on")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hundreds of short tensor operations: on a core that is shared, each wait for a second thread costs more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _tracks_statistics(module: Any) -> bool:

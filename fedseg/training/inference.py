@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fedseg.errors import DataError
-from fedseg.training.compute import autocast
+from fedseg.training.compute import autocast, uses_bf16
 from fedseg.training.field_norm import FieldNorm, with_field_norms
 from fedseg.training.memory import MARGIN, available_bytes, predicted_bytes
 from fedseg.training.network import SegmentationNet, from_architecture, load_arrays
@@ -194,7 +194,7 @@ class Predictor:
             change(norm)
 
     def _needs(self, at_once: Shape, padded: Shape) -> int:
-        bf16 = autocast(self._device, self._precision)._enabled
+        bf16 = uses_bf16(self._device, self._precision)
         return predicted_bytes(self._network.preset, self._network.classes, at_once, padded, bf16=bf16)
 
 

@@ -47,6 +47,8 @@ class LocalTrainer:
 
     Attributes:
         subjects: The sampling frame: ids of all training subjects, sorted. They never leave the site.
+        plan: What all parties agreed on.
+        model: The network; its weights are those that were given last, and what was learned since.
     """
 
     def __init__(
@@ -80,12 +82,12 @@ class LocalTrainer:
         if not subjects:
             raise DataError("there is no subject to train on", hint="check the split column of participants.tsv")
         self.subjects = tuple(sorted(subjects))
-        self._plan, self._site, self._noise_multiplier = plan, site, noise_multiplier
+        self.plan, self._site, self._noise_multiplier = plan, site, noise_multiplier
         self._volumes = tuple(SubjectVolumes(subjects[subject]) for subject in self.subjects)
         self._validation = {name: [_labelled(each) for each in volumes] for name, volumes in (validation or {}).items()}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = from_architecture(architecture).to(self._device)
-        choose_layers(self._model, plan.training.layers)
+        self.model = from_architecture(architecture).to(self._device)
+        choose_layers(self.model, plan.training.layers)
         self._refuse_unknown_labels()
 
     def update(
@@ -118,20 +120,20 @@ class LocalTrainer:
             ModelError: `weights` don't fit the network.
             PlanError: The plan is distributed: its noise protects a pooled sum, and no site's update.
         """
-        if self._plan.distributed:
+        if self.plan.distributed:
             raise PlanError("a plan of distributed noise has no updates of single sites, only gradient sums")
-        load_arrays(self._model, weights)
-        self._model.train()
-        steps = self._plan.training.steps
+        load_arrays(self.model, weights)
+        self.model.train()
+        steps = self.plan.training.steps
         done = partial(_report, on_step, steps)
-        optimiser = make_optimiser(self._model, self._plan, learning_rate(self._plan, round_number))
-        Correction.of(self._plan, weights, correction, towards).attach(optimiser, self._model)
-        with reproducible(self._plan.training.threads):
-            if self._plan.private:
+        optimiser = make_optimiser(self.model, self.plan, learning_rate(self.plan, round_number))
+        Correction.of(self.plan, weights, correction, towards).attach(optimiser, self.model)
+        with reproducible(self.plan.training.threads):
+            if self.plan.private:
                 self._private_steps(optimiser, entropy, done, should_stop)
             else:
                 self._plain_steps(optimiser, round_number, done, should_stop)
-        after = trained_arrays(self._model)
+        after = trained_arrays(self.model)
         return {name: value - weights[name].astype(np.float32, copy=False) for name, value in after.items()}
 
     def gradient_sum(
@@ -162,13 +164,13 @@ class LocalTrainer:
         """
         from fedseg.training.dpsgd import private_sum  # noqa: PLC0415  # opacus takes a second, and RAM, to import
 
-        plan = self._plan
+        plan = self.plan
         if not plan.distributed:
             raise PlanError("only a plan of distributed noise has gradient sums")
-        load_arrays(self._model, weights)
+        load_arrays(self.model, weights)
         with reproducible(plan.training.threads):
             total = private_sum(
-                self._model.train(),
+                self.model.train(),
                 self._private_losses(entropy),
                 share=share,
                 sampling_rate=plan.privacy.sampling_rate,
@@ -197,13 +199,13 @@ class LocalTrainer:
         """
         from fedseg.training.validation import mean_dice  # noqa: PLC0415  # it needs `autocast` from here
 
-        training = self._plan.training
-        load_arrays(self._model, weights)
+        training = self.plan.training
+        load_arrays(self.model, weights)
         with reproducible(training.threads):
             return mean_dice(
-                self._model.eval(),
+                self.model.eval(),
                 self._validation,
-                self._plan.image.patch,
+                self.plan.image.patch,
                 precision=training.precision,
                 should_stop=should_stop,
             )
@@ -215,23 +217,30 @@ class LocalTrainer:
         done: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        training = self._plan.training
-        rng = np.random.default_rng(round_seed(self._plan.seed, round_number, self._site))
+        training = self.plan.training
+        rng = np.random.default_rng(round_seed(self.plan.seed, round_number, self._site))
         drawn = _shuffled(rng, len(self._volumes))
         count = min(training.subjects_per_step, len(self._volumes))
         for step in range(training.steps):
             if should_stop():
                 raise Interrupted("training was stopped between two steps", hint="join again to go on")
-            self._plain_step([next(drawn) for _ in range(count)], rng, optimiser)
+            self.plain_step([next(drawn) for _ in range(count)], rng, optimiser)
             done(step + 1)
 
-    def _plain_step(self, chosen: Sequence[int], rng: np.random.Generator, optimiser: torch.optim.Optimizer) -> None:
+    def plain_step(self, chosen: Sequence[int], rng: np.random.Generator, optimiser: torch.optim.Optimizer) -> None:
+        """One step without privacy; none where the gradient is not finite.
+
+        Args:
+            chosen: The step's subjects, as indices into `subjects`.
+            rng: Of the patches.
+            optimiser: Of the model's parameters.
+        """
         images, labels = zip(*(self._batch(subject, rng) for subject in chosen), strict=True)
         logits = self._logits(torch.cat(images))
         losses = [subject_loss(*pair) for pair in zip(logits.chunk(len(chosen)), labels, strict=True)]
         optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), MAX_PLAIN_GRAD_NORM)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_PLAIN_GRAD_NORM)
         if math.isfinite(float(norm)):
             optimiser.step()
 
@@ -244,11 +253,11 @@ class LocalTrainer:
     ) -> None:
         from fedseg.training.dpsgd import private_steps  # noqa: PLC0415  # opacus takes a second, and RAM, to import
 
-        plan, sigma = self._plan, self._noise_multiplier
+        plan, sigma = self.plan, self._noise_multiplier
         if sigma is None:
             raise PlanError("a private plan needs its calibrated noise multiplier")
         private_steps(
-            self._model,
+            self.model,
             optimiser,
             self._private_losses(entropy),
             noise_multiplier=sigma,
@@ -272,10 +281,10 @@ class LocalTrainer:
 
     def _batch(self, subject: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """K patches of one subject: images float32 [K, 1, X, Y, Z] and labels uint8 [K, X, Y, Z]."""
-        volumes, patch, training = self._volumes[subject], self._plan.image.patch, self._plan.training
+        volumes, patch, training = self._volumes[subject], self.plan.image.patch, self.plan.training
         augment: str = training.augment
         if training.made_up and rng.random() < training.made_up:
-            volumes, augment = volumes.made_up(rng, self._plan.image.spacing_mm), "none"
+            volumes, augment = volumes.made_up(rng, self.plan.image.spacing_mm), "none"
         draws = [volumes.draw(rng, patch, augment=augment) for _ in range(training.patches_per_subject)]
         images, labels = zip(*(volumes.cut(draw, patch) for draw in draws), strict=True)
         return (
@@ -284,8 +293,8 @@ class LocalTrainer:
         )
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        with training_cast(self._model, images, self._plan.training.precision):
-            logits: torch.Tensor = self._model(images)
+        with training_cast(self.model, images, self.plan.training.precision):
+            logits: torch.Tensor = self.model(images)
         return logits
 
     def _refuse_unknown_labels(self) -> None:
@@ -295,8 +304,8 @@ class LocalTrainer:
             "validation": max((int(labels.max()) for labels in truths), default=0),
         }
         for kind, label in highest.items():
-            if label >= self._model.classes:
-                last = self._model.classes - 1
+            if label >= self.model.classes:
+                last = self.model.classes - 1
                 raise DataError(f"a {kind} label {label}, where the network has classes 0 to {last}")
 
 

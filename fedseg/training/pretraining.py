@@ -16,6 +16,7 @@ import torch
 
 from fedseg.errors import ModelError
 from fedseg.imaging.generation import draw_recipe, generate
+from fedseg.imaging.womb import draw_stack, generate_stack
 from fedseg.labels import BRAIN_MASK
 from fedseg.plan.study import StudyPlan
 from fedseg.training.augmentation import Labels
@@ -27,6 +28,9 @@ from fedseg.training.patches import MadeUp, SubjectVolumes
 LEARNING_RATE = 3e-3
 BRAINS_PER_STEP = 2
 WARM_UP = 50
+STACK_CHANCE = 0.8
+"""Of an image for the brain mask task being a raw stack; else a reconstruction, with or without what is around."""
+
 AVERAGED = 8.0
 """Of the polynomial average (Shamir and Zhang 2013): the last tenth of the steps makes most of it."""
 
@@ -142,6 +146,10 @@ class Pretrainer:
 
 
 def made_up(labels: Labels, plan: StudyPlan, rng: np.random.Generator) -> MadeUp:
-    """One made-up image of a label map, with the classes of the plan's task."""
+    """One made-up image of a label map, with the classes of the plan's task: for masks mostly a raw stack."""
+    if plan.task != BRAIN_MASK.name:
+        return MadeUp(*generate(labels, plan.image.spacing_mm, draw_recipe(rng)))
+    if rng.random() < STACK_CHANCE:
+        return MadeUp(*generate_stack(labels, plan.image.spacing_mm, draw_stack(rng)))
     image, truth = generate(labels, plan.image.spacing_mm, draw_recipe(rng))
-    return MadeUp(image, (truth > 0).astype(np.uint8) if plan.task == BRAIN_MASK.name else truth)
+    return MadeUp(image, (truth > 0).astype(np.uint8))

@@ -35,7 +35,7 @@ def test_logs_that_agree(fedseg: Command, story: Story, tmp_path: Path) -> None:
         f"{model_after(1)[:12]} to",
         "Nothing contradicts: these 3 logs are whole and signed, and agree with each other.",
         f"What this cannot show: {LIMITS[0]}; ",
-        f"Next: ask site {B}, site {C} for their audit.jsonl (it holds no patient data), then:",
+        f"Next: ask {B}, {C} for their audit.jsonl (it holds no patient data), then:",
         f"fedseg audit verify {folders[SERVER]} {folders[A]} {folders[D] / LOG} FILE...",
     ):
         assert part in said, said

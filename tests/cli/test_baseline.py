@@ -90,6 +90,16 @@ def test_a_baseline_that_is_there_is_not_trained_again(
     assert again == first | {"trained": False}
 
 
+def test_once_the_study_is_complete_a_baseline_leaves_no_prepared_scan(fedseg: Command, site: SiteFolder) -> None:
+    words = ("client", "baseline", "--state", site.root, "--json")
+    assert fedseg(*words).code == 0
+    assert [*site.cache.iterdir()]
+    site.model.write_bytes(b"the study's")
+    (site.root / "baseline" / "baseline.safetensors").unlink()
+    assert fedseg(*words).code == 0
+    assert not site.cache.exists()
+
+
 def test_ctrl_c_keeps_whole_rounds_and_the_same_command_ends_with_the_same_model(
     fedseg: Command, site: SiteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

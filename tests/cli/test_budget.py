@@ -14,7 +14,7 @@ from fedseg.privacy.identity import Subject
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.site_folder import SiteFolder
-from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.runtime.study import StudyFolder
 from fedseg.store.study_db import RoundRow
 from tests.cli.conftest import PLAN, Answer, Command, enrol, enrol_at_desk
 from tests.system.world import TWO, free_port
@@ -31,7 +31,7 @@ def study(fedseg: Command, tmp_path: Path, data: Path) -> StudyFolder:
     answer = fedseg("study", "create", root, "--plan", plan, "--address", f"localhost:{free_port()}")
     assert answer.code == 0, answer.err
     made = StudyFolder.open(root)
-    first = model_hash(DiskArchive(made).load_model(0))
+    first = model_hash(made.archive.load_model(0))
     made.db.save_round(RoundRow(1, 1, "abandoned", first, (), {"*": "server stopped"}, None, 0.0, 1.0, 0))
     enrol(made, "b", "c")
     state = enrol_at_desk(made, "a", SiteFolder(tmp_path / "state"), data=data, ledger=tmp_path / "ledger")
@@ -80,5 +80,8 @@ def test_of_the_study(join_alone: Callable[[str], Answer], study: StudyFolder, d
 @pytest.mark.usefixtures("server")
 def test_of_a_lifetime(join_alone: Callable[[str], Answer], tmp_path: Path) -> None:
     answer = join_alone(f"{POLICY}lifetime_epsilon: 0.5\n")
-    answer.says(1, "this hospital's lifetime privacy budget does not cover round 1", "epsilon 0 of 0.5 spent")
+    answer.says(1, "the whole study does not fit this hospital's lifetime privacy budget", "of 0.5 allowed")
+    answer.says(1, "nothing was charged, computed or sent", "lifetime_epsilon 0.5 allowed. Shown here alone")
+    assert SiteFolder(tmp_path / "state").manifest is None
+    assert not (tmp_path / "ledger").exists()
     assert not list((tmp_path / "state").glob("contribution-*"))

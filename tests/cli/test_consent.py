@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from fedseg.cli.consent import consent
+from fedseg.cli.screen import err
+from fedseg.errors import BudgetError
 from fedseg.plan.manifest import Init, Manifest
+from fedseg.plan.sections import Strategy
+from fedseg.privacy.outlook import Outlook
 from fedseg.runtime.preparation import training_data
+from fedseg.runtime.prospects import Prospects
 from fedseg.runtime.site_folder import Membership
 from tests.runtime import toy
 from tests.runtime.pooled import resolved
@@ -31,6 +36,15 @@ def shown(make_bids: Callable[..., Path], capsys: pytest.CaptureFixture[str]) ->
         return " ".join(capsys.readouterr().err.split())
 
     return show
+
+
+def test_a_narrow_terminal_shows_the_whole_plan_hash(
+    shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(err, "width", 60)
+    text = "".join(shown().split())
+    assert f"planhash{toy.manifest(toy.plan()).plan_hash}server" in text
+    assert "…" not in text
 
 
 def test_collusion_and_thresholds_stand_in_words(shown: Callable[..., str]) -> None:
@@ -72,6 +86,50 @@ def table(make_bids: Callable[..., Path], capsys: pytest.CaptureFixture[str]) ->
         return " ".join(capsys.readouterr().err.split())
 
     return show
+
+
+def test_strategy_images_and_evaluation_are_named(table: Callable[[Manifest], str]) -> None:
+    study = toy.manifest(toy.plan())
+    text = table(study)
+    assert "sees patches of the scans, lightly varied (augment: light) strategy" in text
+    assert "strategy fedavg: the mean of the sites' updates is added to the model privacy" in text
+    training = study.plan.training.model_copy(update={"augment": "strong", "made_up": 0.25})
+    update = {"training": training, "strategy": Strategy(name="fedprox", proximal=0.5)}
+    text = table(study.model_copy(update={"plan": study.plan.model_copy(update=update)}))
+    assert (
+        "sees patches of the scans, strongly varied (augment: strong); 25% of them from images made up of the label "
+        "maps (made_up)"
+    ) in text
+    assert "strategy fedprox: training is pulled to each round's first model (mu 0.5)" in text
+
+
+def test_a_pregnancy_is_counted_once_under_however_many_ids(
+    make_bids: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = make_bids(3, participants="participant_id\tsubject_key\nsub-01\tx\nsub-02\tx\nsub-03\ty\n")
+    manifest = toy.manifest(toy.plan())
+    consent(manifest, MEMBER, training_data(scans, manifest.plan, None), yes=True)
+    assert "trains on 2 subjects (3 ids) here; 0 validation" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_left_of_a_lifetime_is_said_before_anyone_is_asked(
+    make_bids: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = private_manifest()
+    dataset = training_data(make_bids(3), manifest.plan, None)
+    study = Outlook(0.0, 7.9, 1e-5, 8.0)
+    for limit, says in ((None, "no lifetime_epsilon in the policy"), (20.0, "lifetime_epsilon 20 allowed")):
+        found = Prospects(study, Outlook(3.0001, 9.5, 1e-5, limit), under_way=False, public_subjects=10)
+        consent(manifest, MEMBER, dataset, True, found)
+        text = " ".join(capsys.readouterr().err.split())
+        assert (
+            "lifetime at most epsilon 3.001 spent so far by any subject here, and 9.500 after this whole study (delta "
+            f"1e-05); {says}. Shown here alone: it tells of single subjects"
+        ) in text
+    found = Prospects(study, Outlook(3.0, 9.5, 1e-5, 9.0), under_way=False, public_subjects=10)
+    with pytest.raises(BudgetError, match="the whole study does not fit"):
+        consent(manifest, MEMBER, dataset, True, found)
+    assert "lifetime_epsilon 9 allowed" in capsys.readouterr().err
 
 
 def test_a_part_of_a_model_of_others_is_named_as_such(table: Callable[[Manifest], str]) -> None:

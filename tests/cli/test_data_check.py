@@ -23,6 +23,17 @@ def test_without_a_plan_the_task_is_tissues(fedseg: Command, make_bids: Make) ->
     assert f"Next: look at the scans: fedseg data check {root} --task feta --picture sheet.html" in answer.out
 
 
+def test_the_next_step_reads_label_numbers_as_this_one_did(fedseg: Command, make_bids: Make) -> None:
+    root = make_bids(2, tsv=None)
+    answer = fedseg("data", "check", root, "--labels", "fidon")
+    assert (
+        f"Next: look at the scans: fedseg data check {root} --labels fidon --task feta --picture sheet.html"
+        in answer.out
+    )
+    answer = fedseg("data", "check", root, "--labels", "fidon", "--picture", root.parent / "sheet.html")
+    assert f"Next: fedseg client join INVITE --data {root} --labels fidon --state STATE" in answer.out
+
+
 def test_the_task_can_be_named(fedseg: Command, make_bids: Make, plan_file: Path) -> None:
     root = make_bids(1, masks=True)
     assert "for the task brain_mask" in fedseg("data", "check", root, "--task", "brain_mask").out

@@ -9,14 +9,19 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from fedseg.labels import BRAIN_MASK, FETA, LabelScheme
 from fedseg.runtime import reporting
-from fedseg.runtime.scoring import Scored
+from fedseg.runtime.scoring import Scored, score_case
 from fedseg.store.checkpoints import ModelCard, load_model, save_model
 from tests.cli.conftest import Command
+
+nib: Any = nibabel
 
 MakeBids = Callable[..., Path]
 PEOPLE = "participant_id\tgestational_age\tPathology\tsplit\n"
@@ -36,7 +41,7 @@ def _model(path: Path, scheme: LabelScheme, seed: int) -> Path:
 
     card = ModelCard(
         architecture=architecture("small", scheme.classes), task=scheme.name, tissues=scheme.tissues, spacing_mm=0.8,
-        patch=(16, 16, 16), normalisation={}, study="tiny", plan_hash="0" * 64, rounds=0, contributors=(),
+        patch=(16, 16, 16), normalisation={"n4": False}, study="tiny", plan_hash="0" * 64, rounds=0, contributors=(),
         privacy={"mode": "off", "epsilon": None}, code_version="0",
     )  # fmt: skip
     save_model(path, arrays(build_network("small", scheme.classes, seed)), card)
@@ -62,12 +67,21 @@ def test_one_model_by_tissue_age_and_pathology_with_the_worst_named(
     ):
         assert shown in answer.out
     assert "Worst site" not in answer.out
+    counted = [flag["severity"] for row in document["subjects"] for flag in row["flags"]]
+    assert counted.count("error") and f"Quality flags: {counted.count('error')} error" in answer.out
+    assert f"{counted.count('warning')} warnings (01, 02: the page says why)" in answer.out
     assert "Scored: the subjects of the split test, 2 subjects. For research use only." in answer.out
-    assert f"Page: {out}/report.html; also scores.csv and scores.json there" in answer.out
+    assert f"Page: {out}/report.html; also scores.csv and scores.json there (patient data: keep them" in answer.out
     assert f"fedseg predict {models['first']} SCANS --out DIR" in answer.out
     assert {path.name for path in out.iterdir()} == {"report.html", "scores.csv", "scores.json"}
     # Rows are single patients.
     assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o600}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+    row = document["subjects"][0]
+    for kind in ("", "reference_"):
+        volumes = row[f"{kind}volume_ml"]
+        fluid = volumes["external_csf"] + volumes["ventricles"]
+        assert row[f"{kind}brain_tissue_ml"] == pytest.approx(sum(volumes.values()) - fluid)
 
 
 def test_names_in_brackets_are_printed_as_they_are(
@@ -76,11 +90,35 @@ def test_names_in_brackets_are_printed_as_they_are(
     both = [tmp_path / name for name in ("[b]", "[red]")]
     for path, name in zip(both, ("first", "second"), strict=True):
         path.write_bytes(models[name].read_bytes())
-    people = "participant_id\tpathology\tsite\tsplit\nsub-01\t[/x]\t[i]\ttest\nsub-02\t[dim]y\t[/i]\ttest\n"
+    people = "participant_id\tpathology\tsite\tsplit\nsub-01\t[/x]\t:brain:\ttest\nsub-02\t[dim]y\t[/i]\ttest\n"
     answer = fedseg("evaluate", *both, "--data", make_bids(2, participants=people), "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
-    for shown in ("[/x] ", "[dim]y ", "[i] ", "[/i] ", "[red] minus [b], 2 subjects", "Dice [b] ", "HD95 mm [red] "):
+    for shown in (
+        "[/x] ",
+        "[dim]y ",
+        ":brain: ",
+        "[/i] ",
+        "[red] minus [b], 2 subjects",
+        "Dice [b] ",
+        "HD95 mm [red] ",
+    ):
         assert shown in answer.out
+
+
+def test_what_must_stay_or_may_name_a_person_is_said(
+    fedseg: Command, make_bids: MakeBids, models: dict[str, Path], tmp_path: Path
+) -> None:
+    arrays, card = load_model(models["first"])
+    save_model(tmp_path / "own.safetensors", arrays, replace(card, privacy={"never_hand_on": "not private"}))
+    stem, table = "sub-01/anat/sub-01_rec-srr", make_bids(1) / "pairs.csv"
+    table.write_text(f"image,label,subject\n{stem}_T2w.nii.gz,derivatives/manual/{stem}_dseg.nii.gz,anna\n")
+    words = ("evaluate", tmp_path / "own.safetensors", "--data", table, "--labels", "fidon", "--out", tmp_path / "out")
+    answer = fedseg(*words)
+    assert answer.code == 0, answer.err
+    assert "Note: own.safetensors must not be handed on: not private" in answer.err
+    assert "the scan's name holds a date, or a word that may be a person's name" in answer.err
+    assert "anna" not in answer.err
+    assert "must not be handed on: not private." in (tmp_path / "out/report.html").read_text()
 
 
 def test_every_row_has_its_flags(fedseg: Command, make_bids: MakeBids, models: dict[str, Path], tmp_path: Path) -> None:
@@ -223,7 +261,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_segmented(
     parts: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reporting, "evaluate_part", lambda *_: pytest.fail("a scan was segmented"))
+    monkeypatch.setattr(reporting, "score_case", lambda *_: pytest.fail("a scan was segmented"))
     for name in ("bids", "other", "elsewhere/bids"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         make_bids(2, name=name)
@@ -235,6 +273,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_segmented(
     named = [files.get(word, f"{word}.safetensors" if word == "nowhere" else word) for word in words]
     out = () if "--out" in words else ("--out", "out")
     fedseg("evaluate", "--data", "bids", *out, *named).says(code, *parts)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,3 +282,61 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_segmented(
 )
 def test_what_is_missing_is_named_with_an_example(fedseg: Command, words: list[str], what: str) -> None:
     fedseg("evaluate", *words).says(2, what, "try: fedseg evaluate model.safetensors --data")
+
+
+def _nan(root: Path, subject: str) -> Path:
+    path = root / f"sub-{subject}/anat/sub-{subject}_rec-srr_T2w.nii.gz"
+    image = nib.load(path)
+    data = image.get_fdata(dtype=np.float32)
+    data[0, 0, 0] = np.nan
+    nib.Nifti1Image(data, image.affine).to_filename(path)
+    return path
+
+
+def test_a_bad_scan_stops_no_other_and_is_named_everywhere(
+    fedseg: Command, make_bids: MakeBids, models: dict[str, Path], tmp_path: Path
+) -> None:
+    root, out = make_bids(3), tmp_path / "out"
+    bad = _nan(root, "01")
+    answer = fedseg("evaluate", models["first"], models["second"], "--data", root, "--out", out)
+    answer.says(1, "1 of 11440 voxels are NaN or infinite", str(bad), "export the scan again")
+    assert "Not scored, and in no mean: 1 scan (01: the page says why)" in answer.out
+    assert "2 subjects" in answer.out
+    document = json.loads((out / "scores.json").read_text())
+    for each in document["models"]:
+        assert [row["subject"] for row in each["subjects"]] == ["02", "03"]
+        assert [(one["subject"], one["scan"]) for one in each["failed"]] == [("01", str(bad))]
+        assert "NaN" in each["failed"][0]["error"]
+    assert document["comparisons"][0]["subjects"] == 2
+    page = (out / "report.html").read_text()
+    assert "Not scored, and in no mean: 1 scan: 01 (1 of 11440 voxels are NaN or infinite)." in page
+
+
+def test_a_scan_that_only_a_later_model_cannot_take_is_left_out_of_all(
+    fedseg: Command, make_bids: MakeBids, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = score_case, iter(range(4))
+
+    def scoring(*given: Any) -> Scored:
+        if next(calls) == 2:
+            raise MemoryError
+        return real(*given)
+
+    monkeypatch.setattr(reporting, "score_case", scoring)
+    words = ("--data", make_bids(2), "--out", tmp_path / "out", "--json")
+    answer = fedseg("evaluate", models["first"], models["second"], *words)
+    answer.says(1, "the scan doesn't fit into memory", "sub-01_rec-srr_T2w.nii.gz")
+    for each in json.loads(answer.out)["models"]:
+        assert [row["subject"] for row in each["subjects"]] == ["02"]
+        assert [one["subject"] for one in each["failed"]] == ["01"]
+
+
+def test_where_no_scan_can_be_scored_nothing_is_written(
+    fedseg: Command, make_bids: MakeBids, models: dict[str, Path], tmp_path: Path
+) -> None:
+    root, out = make_bids(2), tmp_path / "out"
+    for subject in ("01", "02"):
+        _nan(root, subject)
+    answer = fedseg("evaluate", models["first"], "--data", root, "--out", out)
+    answer.says(1, "none of 2 scans can be scored; the first: 1 of 11440 voxels are NaN", "sub-01_rec-srr_T2w")
+    assert not out.exists()

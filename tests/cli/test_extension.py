@@ -18,10 +18,10 @@ from fedseg.cli import client
 from fedseg.runtime.roster_words import lines
 from fedseg.runtime.serve import serve
 from fedseg.runtime.site_folder import SiteFolder
-from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.runtime.study import StudyFolder
 from fedseg.store.files import exclusive
 from fedseg.store.study_db import ClaimRow, RoundRow
-from tests.cli.conftest import PLAN, Answer, Command, enrol, enrol_at_desk
+from tests.cli.conftest import PLAN, Answer, Command, enrol, enrol_at_desk, meanwhile
 from tests.system.world import free_port
 
 OPEN = PLAN.replace("{mode: local, epsilon: 8, delta: 1e-5, reserve_rounds: 1}", "{mode: off}")
@@ -54,7 +54,7 @@ def study(fedseg: Command, tmp_path: Path) -> StudyFolder:
     made = StudyFolder.open(tmp_path / "study")
     for number in (1, 2):
         made.db.save_round(row(number))
-    archive = DiskArchive(made)
+    archive = made.archive
     archive.save_model(2, archive.load_model(0), None)
     made.model.write_text("the model of two rounds")
     return made
@@ -136,6 +136,13 @@ def test_a_study_is_extended_in_place_and_says_what_each_site_must_do(fedseg: Co
         f"The version before is kept: {study.root / 'manifest-1.json'}\n"
         f"The version before is kept: {study.root / 'model-1.safetensors'}\n"
         f"Next, start the server:\n  fedseg server start {study.root}\n"
+        f"Nobody has enrolled yet; send each site its invite: fedseg study invite {study.root} SITE\n"
+    )
+
+
+def test_sites_that_have_enrolled_are_to_agree_again(fedseg: Command, study: StudyFolder) -> None:
+    enrol(study, "b")
+    assert fedseg("study", "extend", study.root, "--rounds", "5").out.endswith(
         "and have each site look at what changes, agree, and compare the roster's words again:\n"
         "  fedseg client join --state DIR\n"
     )
@@ -195,14 +202,69 @@ def test_where_nothing_changed_a_complete_study_is_at_its_end(
     assert went_on == []
 
 
-def test_where_nobody_can_be_asked_a_complete_study_is_at_its_end(
-    join: Callable[..., Answer], went_on: list[str]
+def test_where_nobody_can_be_asked_a_complete_study_may_go_on(
+    join: Callable[..., Answer], site: SiteFolder, went_on: list[str]
 ) -> None:
     answer = join()
-    assert answer.code == 0
-    assert answer.out.startswith("The study is complete.\n")
-    assert "The server cannot be asked whether the study goes on: no server answers at this address" in answer.err
+    answer.says(
+        1,
+        "the server cannot be asked whether the study goes on: no server answers at this address",
+        f"the model of the study as it was complete is {site.model}; to ask again: fedseg client join --state "
+        f"{site.root}",
+    )
+    assert answer.out == ""
     assert went_on == []
+
+
+def test_a_server_that_comes_a_little_later_is_waited_for(
+    join: Callable[..., Answer], extended: StudyFolder, site: SiteFolder, went_on: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(client, "FIRST_CONTACT_S", 20.0)
+    site.approve(extended.roster().fingerprint)
+    with contextlib.ExitStack() as later, meanwhile(
+        site.log, "trying again", lambda: later.enter_context(serving(extended))
+    ):  # fmt: skip
+        answer = join("--yes")
+    assert answer.code == 0, answer.err
+    assert went_on == ["a"]
+
+
+def test_a_second_join_beside_a_running_one_asks_the_server_nothing(
+    join: Callable[..., Answer], site: SiteFolder, server_up: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(SiteFolder, "connect", lambda *_: asked.append("connected"))
+    before = site.membership
+    with exclusive(site.root):
+        join("--policy", _policy(site)).says(2, "another fedseg process is at work in this folder")
+    assert asked == []
+    assert site.membership == before
+
+
+def _policy(site: SiteFolder) -> Path:
+    path = site.root.parent / "policy.yaml"
+    path.write_text("min_sites: 3\n")
+    return path
+
+
+def test_the_words_confirmed_before_are_not_approved_again(
+    fedseg: Command, join: Callable[..., Answer], extended: StudyFolder, site: SiteFolder, server_up: object
+) -> None:
+    old, due = site.roster, extended.roster()
+    assert old is not None
+    approve = ("client", "approve-roster", "--state", site.root, "--fingerprint")
+    assert fedseg(*approve, old.fingerprint.hex()).code == 0, "before the extension is agreed to it is the roster"
+    site.extend(extended.versions[1:])
+    answer = fedseg(*approve, old.fingerprint.hex())
+    answer.says(
+        2,
+        "this is the roster that was confirmed here before, under the plan as it was; nothing was approved",
+        f"it is the one with the fingerprint {due.fingerprint.hex()}: compare the words that `join` shows",
+    )
+    assert answer.out == ""
+    assert fedseg(*approve, due.fingerprint.hex()).code == 0
+    assert site.approved == due.fingerprint
 
 
 def test_an_extension_is_shown_and_asked_for(

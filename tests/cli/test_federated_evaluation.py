@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from fedseg.cli import server
 from fedseg.cli.agreement import goes_on
 from fedseg.cli.consent import changes, consent, consent_to_extension
-from fedseg.cli.screen import describe
+from fedseg.cli.event_lines import describe
 from fedseg.federation.exchange import Finished, Head, Instruction, Paused, Wait
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import parse_plan
@@ -78,7 +79,7 @@ def test_the_table_says_who_what_and_of_which_model(fedseg: Command, study: Stud
     assert "Contributors: a, b, c\nNot in it: d\n" in answer.out
     assert "cortical grey matter" in answer.out
     assert "an HD95 above 100 mm counts as 100" in answer.out
-    assert f"fedseg audit verify {study.root}" in answer.out
+    assert answer.out.endswith(f"\n  fedseg audit verify {study.root}\n")
     assert "has gone on since" not in answer.out
 
 
@@ -100,7 +101,7 @@ def test_the_document_has_all_of_it(fedseg: Command, study: StudyFolder) -> None
 
 def test_a_model_that_came_later_is_told_apart(fedseg: Command, study: StudyFolder, played: Bench) -> None:
     first = played.archive.rounds()[0]
-    study.db.save_round(type(first)(3, *(getattr(first, name) for name in list(first.__dataclass_fields__)[1:])))
+    study.db.save_round(replace(first, round=3, next_model="e" * 64))
     assert (
         "The study has gone on since: its newest model is not evaluated."
         in fedseg("evaluate", "--federated", study.root).out
@@ -155,6 +156,15 @@ def test_a_study_can_be_extended_by_an_evaluation_alone(fedseg: Command, tmp_pat
     assert ("evaluates on", "no subject") in [each[:2] for each in changes(off.versions[0], off.manifest)]
 
 
+def test_an_evaluation_is_not_counted_among_the_rounds_begun(study: StudyFolder) -> None:
+    study.extend(2)
+    assert (
+        "rounds",
+        "1",
+        "3 to be closed in all; the next has the number 3 (evaluations are numbered too, not counted)",
+    ) in (changes(study.versions[0], study.manifest))
+
+
 def test_the_servers_end_tells_of_it(
     study: StudyFolder, played: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -172,15 +182,30 @@ def test_the_servers_end_tells_of_it(
 
 
 def test_screens_say_what_goes_on() -> None:
-    assert describe(events.EvaluationStarted(3, 1)) == "round 3: the model is evaluated on kept-back subjects"
-    assert str(describe(events.EvaluationStarted(3, 2))).endswith("(attempt 2)")
-    assert describe(events.Evaluated(3, ("a", "b"), 7, 0.5)) == (
-        "evaluation (round 3): mean Dice 0.500 over 7 subjects of 2 sites"
-    )
-    assert describe(events.Evaluated(3, ("a", "b"), 0, None)) == (
-        "evaluation (round 3): none of 2 sites has kept-back subjects"
-    )
+    said = "begins: each site scores the model on its kept-back subjects"
+    assert describe(events.EvaluationStarted(3, 1)) == f"evaluation {said}"
+    assert describe(events.EvaluationStarted(3, 2)) == f"evaluation, attempt 2 {said}"
+    assert describe(events.Evaluated(3, ("a", "b"), 7, 0.5)) == "evaluation: mean Dice 0.500 over 7 subjects of 2 sites"
+    assert describe(events.Evaluated(3, ("a", "b"), 0, None)) == "evaluation: none of 2 sites has kept-back subjects"
     assert describe(events.Scoring(1, 2)) is None
+
+
+def test_an_evaluation_is_no_round_and_its_steps_have_names() -> None:
+    assert describe(events.PhaseStarted(3, "MaskedInputCollection", ("a", "b"), True)) == (
+        "evaluation, step 3, computing and sending: a, b"
+    )
+    assert describe(events.PhaseStarted(2, "AdvertiseKeys", ("a",))) == "round 2, step 1, joining: a"
+    assert describe(events.SiteLost(3, "a", "withdrew (failed) in Unmasking", True)) == (
+        "evaluation: lost a: withdrew (failed) in step 5, taking the masks off"
+    )
+    assert describe(events.RoundAbandoned(3, 1, "1 of 3 sites in ShareKeys", True)) == (
+        "evaluation, attempt 1 abandoned: 1 of 3 sites in step 2, exchanging keys"
+    )
+    assert describe(events.RoundStarted(6, 5, 1, 3)) == "round 6 begins; 3 of 5 are closed"
+    assert describe(events.RoundStarted(6, 5, 2)) == "round 6, attempt 2 begins"
+    assert describe(events.Waiting("round 1, ConsistencyCheck: a")) == (
+        "waiting: round 1, step 4, agreeing on the contributors: a"
+    )
 
 
 # At a site.

@@ -114,8 +114,8 @@ def test_a_scan_that_is_replaced_while_the_roster_is_waited_for_is_not_charged_a
 
 @pytest.mark.usefixtures("server")
 def test_at_the_studys_end_no_update_is_left(fedseg: Command, approved: SiteFolder, ran: list[str]) -> None:
-    approved.save_contribution(2, "a" * 64, np.arange(5, dtype=np.uint32))
-    approved.save_masked(b"1" * 32, np.arange(5, dtype=np.uint32))
+    approved.memory.save_contribution(2, "a" * 64, np.arange(5, dtype=np.uint32))
+    approved.memory.save_masked(b"1" * 32, np.arange(5, dtype=np.uint32))
     answer = fedseg("client", "join", "--state", approved.root, "--yes")
     assert answer.code == 0, answer.err
     assert ran == ["a"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fedseg.cli import screen
 from fedseg.plan.manifest import Manifest
 from fedseg.policy import SitePolicy
 from fedseg.privacy.identity import Subject
@@ -17,6 +18,7 @@ from fedseg.report.numbers import printed
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.site_folder import Membership, SiteFolder
+from fedseg.store import privacy_ledger
 from fedseg.store.privacy_ledger import HospitalLedger
 from tests.cli.conftest import Command
 from tests.privacy.charges import charge
@@ -24,11 +26,13 @@ from tests.runtime.private import private_manifest
 
 FRAME = tuple(Subject((f"patient-{number}",), None, (bytes([number]),)) for number in range(17))
 MANIFEST = private_manifest(rounds=2, reserve=1)
+DAY = "2026-05-04"
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> HospitalLedger:
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HospitalLedger:
     """A ledger after two charges of a study on 17 subjects, one handed over, and one of another study."""
+    monkeypatch.setattr(privacy_ledger, "utc_now", lambda: f"{DAY}T23:59:58Z")
     (tmp_path / "data").mkdir()
     made = Hospital(tmp_path / "data", tmp_path / "home").first_ledger(tmp_path / "ledger", FRAME)
     purse = charger(made, MANIFEST)
@@ -65,10 +69,32 @@ def test_show(fedseg: Command, state: Path, ledger: HospitalLedger) -> None:
     said = f"epsilon {printed(spent)} at delta 1e-05 (PLD), the largest of any subject: 2 rounds, 2 charges, 20 steps"
     assert said in " ".join(answer.out.split())
     assert f"Over all studies: epsilon {printed(lifetime)} at delta 1e-06" in answer.out
-    rows = [line for line in answer.out.splitlines() if "gaussian" in line]
+    rows = [line for line in answer.out.splitlines() if DAY in line]
     assert [[" 17 " in row, " yes " in row] for row in rows] == [[True, True], [True, False], [False, False]]
     assert "patient" not in answer.out
+    newest = [record for record in ledger.ledger.records if record.kind == "charge"][-1]
+    assert f"head, its newest charge, as reports and exports have it:\n    {newest.hash}" in answer.out
+    assert f"its last record, which stays here:\n    {ledger.ledger.head}" in answer.out
+    assert "the largest of any subject; the policy sets no lifetime_epsilon." in answer.out
+    assert "A subject is a pregnancy, under however many ids." in answer.out
     assert "neither --json nor export has them" in " ".join(answer.out.split())
+
+
+def test_show_fits_eighty_columns_and_says_what_the_policy_allows(
+    fedseg: Command, state: Path, ledger: HospitalLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SiteFolder(state)
+    folder.remember(replace(folder.membership, policy="lifetime_epsilon: 20\n"))
+    again = charge(9, study=MANIFEST.study, plan_hash="e" * 64, subjects=(ledger.keys_of(FRAME[0])[0],))
+    ledger.charge(again, study_budget=(99.0, 1e-5), lifetime_budget=None)
+    monkeypatch.setattr(screen.out, "width", 80)
+    shown = fedseg("client", "ledger", "show", "--state", state).out
+    table = [line for line in shown.splitlines() if DAY in line]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert max(len(line.rstrip()) for line in table) <= 80
+    assert "the largest of any subject; lifetime_epsilon is 20." in shown
+    assert [MANIFEST.plan_hash[:6] in line for line in table] == [True, True, False, False]
+    assert ["eeeeee" in line for line in table] == [False, False, True, False]
 
 
 def test_show_as_json_has_no_subjects(fedseg: Command, state: Path, ledger: HospitalLedger) -> None:
@@ -103,7 +129,7 @@ def test_export_is_for_strangers(fedseg: Command, state: Path, ledger: HospitalL
     document = json.loads((tmp_path / "out.json").read_text())
     require_no_subjects(document, ledger)
     assert set(document) == {"format", "ledger", "head", "studies", "countersigned", "left_out"}
-    assert document["format"] == "fedseg privacy ledger export 2"
+    assert document["format"] == "fedseg privacy ledger export 4"
     said = " ".join(document["left_out"])
     for what in ("keyed hashes", "number of subjects", "the largest epsilon of any one subject", "all records between"):
         assert what in said
@@ -113,6 +139,8 @@ def test_export_is_for_strangers(fedseg: Command, state: Path, ledger: HospitalL
     assert [each["steps"] for each in charges] == [10, 10, 5]
     assert [each["committed"] for each in charges] == [True, False, False]
     assert {each["noise_multiplier"] for each in charges[:2]} == {MANIFEST.noise_multiplier}
+    assert {each["day"] for each in charges} == {DAY}
+    assert "23:59" not in json.dumps(document)
     chain = ledger.ledger.records
     assert [each["record"] for each in charges] == [record.hash for record in chain if record.kind == "charge"]
     assert document["head"] == charges[-1]["record"]
@@ -228,6 +256,12 @@ def test_wrong_use(fedseg: Command, state: Path, ledger: HospitalLedger, tmp_pat
     fedseg("client", "ledger", "show", "--state", state, "--ledger", ledger.folder).says(2, "name one ledger")
     fedseg("client", "ledger", "show", "--state", tmp_path).says(2, "this folder holds no site's state")
     fedseg("client", "ledger", "show", "--ledger", tmp_path).says(1, "the privacy ledger is missing", str(tmp_path))
+    fedseg("client", "ledger", "verify", "--ledger", tmp_path / "nope").says(
+        1,
+        "the privacy ledger is missing: there is no such folder",
+        f"where: {tmp_path / 'nope'}\n",
+        "check the path; if",
+    )
     fedseg("client", "ledger", "verify", "--state", state, "--head", "3f09").says(2, "--head is not a ledger's head")
 
 
@@ -253,8 +287,8 @@ def lengths(value: Any) -> list[int]:
 
 
 def without_hashes(value: Any) -> Any:
-    """A document without what stands for chance: hashes, and when a line was written."""
+    """A document without what stands for chance: hashes."""
     if isinstance(value, dict):
-        chance = {"ledger", "head", "record", "time"}
+        chance = {"ledger", "head", "record"}
         return {name: without_hashes(part) for name, part in value.items() if name not in chance}
     return [without_hashes(part) for part in value] if isinstance(value, list) else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedseg.cli.client import _print_end
-from fedseg.cli.consent import strategy_line, training_line
+from fedseg.cli.plan_lines import strategy_line, training_line
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime.model_file import privacy_claim
 from fedseg.runtime.personal_model import NEVER, write_personal
@@ -25,7 +26,16 @@ HISTORY = ((1, ("a", "b", "c")), (2, ("a", "b", "c")))
     ("name", "says"),
     [
         ("fedprox", "fedprox: training is pulled to each round's first model (mu 0.01)"),
-        ("fedavgm", "fedavgm: an optimiser at the server takes the mean update"),
+        ("fedavg", "fedavg: the mean of the sites' updates is added to the model"),
+        (
+            "fedavgm",
+            "fedavgm: an optimiser at the server takes the mean update (server_rate 1, server_momentum 0.9)",
+        ),
+        (
+            "fedyogi",
+            "fedyogi: an optimiser at the server takes the mean update (server_rate 0.01, server_momentum 0.9, beta2 "
+            "0.99, tau 0.001)",
+        ),
         ("scaffold", "scaffold: sites correct the drift of their training; this site's correction stays here"),
         ("fedbn", "fedbn: scale and shift of normalisation stay here, in a personal model that is never sent"),
         (
@@ -40,8 +50,24 @@ def test_a_strategy_is_said_before_anyone_agrees(name: str, says: str) -> None:
 
 
 def test_what_stays_at_home_is_not_counted_as_sent() -> None:
-    assert training_line(manifest("name: fedbn")) == "all layers: 990 of 1,000 parameters with the other sites"
+    assert training_line(manifest("name: fedbn")) == (
+        "all layers; with the other sites all but normalisation: 990 of 1,000 parameters"
+    )
+    assert training_line(of_layers(manifest("name: fedbn"), "norms")) == (
+        "the normalisation layers and the head; with the other sites the head alone: 990 of 1,000 parameters"
+    )
+    assert training_line(of_layers(manifest("name: fedbn"), "decoder")) == (
+        "the decoder alone; with the other sites all of it but normalisation: 990 of 1,000 parameters"
+    )
+    assert training_line(of_layers(manifest("name: fedavg"), "norms")) == (
+        "the normalisation layers and the head: 1,000 of 1,000 parameters"
+    )
     assert training_line(manifest("name: ditto")) == "all layers: 1,000 of 1,000 parameters"
+
+
+def of_layers(study: Manifest, layers: str) -> Manifest:
+    training = study.plan.training.model_copy(update={"layers": layers})
+    return study.model_copy(update={"plan": study.plan.model_copy(update={"training": training})})
 
 
 def written(study: Manifest, path: Path) -> Path:
@@ -70,8 +96,12 @@ def test_the_end_names_the_personal_model_where_there_is_one(
     folder = SiteFolder(tmp_path)
     folder.remember(Membership("lab.example.org:8443", "a", "/data", None, "/ledger", None))
     _print_end(folder, "The study is complete.")
-    assert "personal" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "personal" not in said
+    assert f"fedseg evaluate {folder.model} --data /data --out DIR" in said
+    folder.remember(replace(folder.membership, labels="my labels.tsv"))
     assert written(manifest("name: ditto"), tmp_path) == folder.personal
     _print_end(folder, "The study is complete.")
     said = " ".join(capsys.readouterr().out.split())
+    assert f"fedseg evaluate {folder.model} {folder.personal} --data /data --labels 'my labels.tsv' --out DIR" in said
     assert f"personal {folder.personal} (this site's own: it was never sent)" in said.replace("- ", "-")

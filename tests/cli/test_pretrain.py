@@ -45,7 +45,7 @@ def test_a_model_is_made_and_what_comes_next_is_said(fedseg: Command, plan: Path
         "study", "create", tmp_path / "study", "--plan", plan, "--address", "x:1", "--init", out / "model.safetensors"
     )
     assert study.code == 0, study.err
-    assert "starts from    a model trained on public data: images made up (2 steps)" in study.out
+    assert ", trained on public data: images made up (2 steps)" in study.out
 
 
 def test_the_json_names_model_and_source(fedseg: Command, plan: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedseg.runtime import path_probes, privacy_audit
 from fedseg.runtime.preparation import first_model
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import StudyFolder
-from fedseg.store.checkpoints import ModelCard, save_model
+from fedseg.store.checkpoints import ModelCard, load_model, save_model
 from fedseg.training.dpsgd import SubjectOptimizer
 from fedseg.training.inversion import demonstrate
 from fedseg.training.local import LocalTrainer
@@ -64,7 +64,7 @@ def model(tmp_path: Path) -> Path:
         tissues=FETA.tissues,
         spacing_mm=1.6,
         patch=(16, 16, 16),
-        normalisation={"method": "as the test says"},
+        normalisation={"method": "as the test says", "n4": False},
         study="small",
         plan_hash="0" * 64,
         rounds=0,
@@ -255,6 +255,24 @@ def test_a_membership_test_needs_two_of_each(
 ) -> None:
     answer = run_without_engine(fedseg, monkeypatch, "--model", model, "--data", people("train", "train", "test"))
     answer.says(1, "too few subjects for a membership test", "see the column split of participants.tsv")
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [({"patch": (33, 32, 32)}, "must be a multiple of 8"), ({"tissues": ("a", "b")}, "are not those of the task feta")],
+)
+def test_a_model_that_could_not_segment_is_not_tested_either(
+    changed: dict[str, Any],
+    what: str,
+    fedseg: Command,
+    model: Path,
+    people: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named, card = load_model(model)
+    save_model(model, named, replace(card, **changed))
+    data = people("train", "train", "test", "test")
+    run_without_engine(fedseg, monkeypatch, "--model", model, "--data", data).says(1, what, str(model))
 
 
 def test_wrong_use(fedseg: Command, plan: Path, model: Path, tmp_path: Path) -> None:

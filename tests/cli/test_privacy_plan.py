@@ -54,16 +54,16 @@ def test_a_plan_in_words(fedseg: Command, plan: Path) -> None:
     answer = fedseg("privacy-plan", plan)
     assert answer.code == 0, answer.err
     for sentence in (
-        "Budget: epsilon 8 at delta 1e-05 for each subject, over 10 rounds and 2 in reserve, 2 steps each at sampling",
+        "Budget: epsilon 8 at delta 1e-05 for each subject (a pregnancy), over 10 rounds and 2 in reserve, 2 steps",
         "Sites: 3 with 200 subjects; the smallest is b with 40.",
-        "Noise multiplier: 2.941, local noise; accountant PLD.",
+        "Noise multiplier: 2.941, local noise; epsilon is reckoned by privacy loss distributions (PLD).",
         "after round 10, of which the last adds 0.438; 7.999 with the reserve.",
         "Noise ratio of one step, small network, layers all (300,000 parameters): 40.3 at b, 16.4 for the mean",
         "From scratch this will not learn: the noise ratio of the federation is above 5.",
         "A ratio of 1 means that the noise of a step is as long as the longest mean gradient.",
         "- Start from a pretrained model (fedseg pretrain, then fedseg study create --init).",
-        "- Train fewer layers: 0.255 with training.layers: head.",
-        "Distribute the noise: 7.42 with privacy.mode: distributed. A round is then one step of all",
+        "- Train fewer layers: ratio 0.255 with training.layers: head.",
+        "Distribute the noise: ratio 7.42 with privacy.mode: distributed. A round is then one step of all",
         "that takes trust in at least 1 of the other contributors of every sum: that they add their share of the noise",
         "with schedule.rounds: 2.",
         "at all sites together; the plan has 200.",
@@ -97,7 +97,7 @@ def test_a_plan_described_by_options(fedseg: Command) -> None:
     assert facts["honest_others"] is None
     assert {row["privacy"] for row in facts["alternatives"]} == {"local"}
     answer = fedseg("privacy-plan", *FLAGS, "--sites", "2", "--rate", "0.5", "--rounds", "2")
-    assert "- Draw more subjects a step: 4.11 with privacy.sampling_rate: 1." in answer.out
+    assert "- Draw more subjects a step: ratio 4.11 with privacy.sampling_rate: 1." in answer.out
     assert "Take fewer steps" not in answer.out
     assert "Noise can be distributed over three or more sites that aggregate securely." in answer.out
 
@@ -120,6 +120,20 @@ def test_frozen_layers_need_a_pretrained_model(fedseg: Command, layers: str, ver
     assert verdict in answer.out
     assert "- The layers that do not train stay as the first model has them: it must be a pretrained one" in answer.out
     assert "Start from a pretrained model" not in answer.out
+
+
+def test_nothing_is_advised_that_the_plan_would_refuse(fedseg: Command, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN.replace("epsilon: 8", "epsilon: 0.5") + "strategy: {name: fedbn}\n")
+    facts = _facts(fedseg, path)
+    refused = {(row["layers"], row["privacy"]): row.get("refused", "") for row in facts["alternatives"]}
+    assert "fedbn" in refused["head", "local"]
+    assert all("fedbn" in refused[layers, "distributed"] for layers in SIZES)
+    assert [refused[layers, "local"] for layers in ("all", "decoder", "norms")] == [""] * 3
+    advice = " ".join(facts["advice"])
+    assert "training.layers: norms" in advice
+    assert "training.layers: head" not in advice
+    assert "privacy.mode: distributed" not in advice
 
 
 def test_a_row_that_the_ring_refuses(fedseg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +169,7 @@ def test_what_is_wrong_with_a_plan_has_its_line(
         ((*FLAGS, "--epsilon", "-1"), "privacy.epsilon: input should be greater than 0, not -1.0"),
         ((*FLAGS, "--rate", "2"), "privacy.sampling_rate: input should be less than or equal to 1"),
         ((*FLAGS, "--sites", "2", "--mode", "distributed"), "secure aggregation needs at least 3 sites"),
-        ((*FLAGS, "--mode", "distributed", "--steps", "2"), "each round is one pooled step: set training.steps to 1"),
+        ((*FLAGS, "--mode", "distributed", "--steps", "2"), "each round is one pooled step"),
         (
             (*FLAGS, "--delta", "1e-3", "--subjects", "500"),
             "privacy.delta: 0.001 is too much for 500 subjects at",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedseg import __version__
 from fedseg.cli.privacy import gather
 from fedseg.federation.vector import Layout
 from fedseg.plan.manifest import Manifest
@@ -106,7 +110,7 @@ def test_of_a_site(fedseg: Command, site: SiteFolder, private: StudyFolder) -> N
     assert row["noise_multiplier"] == private.manifest.noise_multiplier
     assert 0 < row["epsilon"] < 8
     assert facts["epsilon"] == row["epsilon"]
-    assert facts["schema_version"] == 1
+    assert facts["schema_version"] == 2
 
 
 def test_the_three_forms_say_the_same(fedseg: Command, site: SiteFolder, private: StudyFolder, tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_the_three_forms_say_the_same(fedseg: Command, site: SiteFolder, private
         assert shown.code == 0, shown.err
         assert f"The page is {page}" in shown.out
         facts = json.loads(fedseg("privacy-report", folder, "--json").out)
-        report = gather(folder)
+        report = gather(folder, made=datetime.now(UTC).date())
         assert json.loads(json.dumps(report.to_json())) == facts
         on_page, on_screen = cells(page.read_text()), squeezed(shown.out)
         for section in sections(report):
@@ -136,7 +140,7 @@ def test_what_depends_on_single_subjects_is_on_the_sites_own_screen_alone(
     fedseg: Command, site: SiteFolder, private: StudyFolder
 ) -> None:
     shown = fedseg("privacy-report", site.root).out
-    assert "For this site's eyes only: the newest charge names 2 subjects." in shown
+    assert "For this site's eyes only: the newest charge names 2 subjects (pregnancies, not ids)." in shown
     assert "All studies on this hospital's ledger, composed for each subject: this one, and 0 besides." in shown
     assert 'lifetime":' not in fedseg("privacy-report", site.root, "--json").out
     assert "eyes only" not in fedseg("privacy-report", site.root, "--json").out
@@ -157,6 +161,27 @@ def test_no_form_calls_a_model_what_only_a_case_can_show(
         assert [FORBIDDEN.findall(form) for form in forms] == [[], [], []]
         assert all("EDPB Opinion 28/2024" in form for form in forms)
     assert FORBIDDEN.search("an anonymous model") and FORBIDDEN.search("GDPR compliant")
+
+
+def test_a_report_says_when_and_which_file_the_model_is(site: SiteFolder, private: StudyFolder) -> None:
+    first = gather(site.root, made=date(2026, 1, 2))
+    assert (first.dates.made, first.dates.agreed, first.model_file_hash) == ("2026-01-02", None, None)
+    today = {(datetime.now(UTC) - timedelta(seconds=age)).date().isoformat() for age in (0, 600)}
+    assert {first.dates.first_attempt, first.dates.last_attempt} <= today
+    agreed = {private.manifest.plan_hash: "2025-12-24T23:59:59Z"}
+    site.remember(replace(site.membership, agreed=agreed))
+    write_model(site.model, private.manifest, Layout((("weight", (3,)),)), np.zeros(3, np.float32), ())
+    report = gather(site.root)
+    assert (report.dates.agreed, report.dates.agreed_version, report.dates.made) == ("2025-12-24", None, None)
+    assert report.model_file_hash == hashlib.sha256(site.model.read_bytes()).hexdigest() != report.model_hash
+    assert set(report.software) == {"fedseg", "python", "torch", "opacus", "dp-accounting"}
+    assert re.fullmatch(r"3\.\d+\.\d+.*", report.software["python"])
+    assert "T" not in json.dumps([*vars(report.dates).values()])
+
+
+def test_a_studys_report_dates_its_attempts(private: StudyFolder) -> None:
+    dates = gather(private.root, made=date(2026, 1, 2)).dates
+    assert (dates.agreed, dates.first_attempt, dates.made) == (None, "1970-01-01", "2026-01-02")
 
 
 def test_of_a_site_names_who_is_missing_from_a_round(fedseg: Command, site: SiteFolder, private: StudyFolder) -> None:
@@ -213,7 +238,7 @@ def test_a_ledger_that_is_gone_fails_the_report(fedseg: Command, site: SiteFolde
     Path(site.membership.ledger).rmdir()
     answer = fedseg("privacy-report", site.root)
     assert answer.code == 1
-    assert "the privacy ledger is missing" in answer.out
+    assert "the privacy ledger is missing" in " ".join(answer.out.split())
 
 
 def test_a_folder_of_neither(fedseg: Command, tmp_path: Path) -> None:
@@ -273,7 +298,7 @@ def test_an_audit_is_shown_with_what_it_could_have_proven(fedseg: Command, priva
     assert shown.code == 0, shown.err
     for part in ("every probe passed", "proven at least: 0.625", "could have been proven: 4.375", "31.5 dB"):
         assert part in shown.out
-    assert "the audit ran" not in shown.out
+    assert "the audit says nothing" not in shown.out
     facts = json.loads(fedseg("privacy-report", private.root, "--audit", audit, "--json").out)["audit"]
     assert (facts["given"], facts["passed"], facts["lower_bound"], facts["largest_provable"]) == (
         True,
@@ -288,7 +313,7 @@ def test_an_audit_that_caught_the_engine_is_said_so(fedseg: Command, private: St
     audit.write_text(json.dumps(audit_of(private.manifest, verdict="CAUGHT", probes=failed, code_version="0.0.1")))
     shown = fedseg("privacy-report", private.root, "--audit", audit).out
     assert "CAUGHT: at least one probe failed" in shown
-    assert "the audit ran 0.0.1" in shown
+    assert "engine: fedseg 0.0.1" in shown
     audit.write_text(json.dumps(audit_of(private.manifest, verdict="consistent", probes=failed)))
     assert "CAUGHT: at least one probe failed" in fedseg("privacy-report", private.root, "--audit", audit).out
 
@@ -301,6 +326,20 @@ def test_an_audit_that_caught_the_engine_is_said_so(fedseg: Command, private: St
         ({"honest": 2}, "its number of honest others is 2, the study's is None"),
     ],
 )
+def test_an_audit_is_held_against_the_versions_that_trained_here(
+    fedseg: Command, site: SiteFolder, private: StudyFolder, audit: Path
+) -> None:
+    audit.write_text(json.dumps(audit_of(private.manifest, code_version="0.0.1")))
+    shown = " ".join(fedseg("privacy-report", site.root, "--audit", audit).out.split())
+    assert (
+        f"The audited engine is fedseg 0.0.1. By the ledger rounds were trained by fedseg {__version__}: of these the "
+        "audit says nothing." in shown
+    )
+    assert f"trained by: fedseg {__version__}" in shown
+    audit.write_text(json.dumps(audit_of(private.manifest, code_version=__version__)))
+    assert "The audited engine" not in fedseg("privacy-report", site.root, "--audit", audit).out
+
+
 def test_an_audit_of_another_mechanism(
     fedseg: Command, private: StudyFolder, audit: Path, changes: dict[str, Any], said: str
 ) -> None:

@@ -98,7 +98,8 @@ def test_a_whole_roster_shows_words_and_fingerprint(fedseg: Command, study: Stud
     assert f"fingerprint  {roster.fingerprint.hex()}\n" in answer.out
     assert "Have the sites read the words to each other, in one call" in answer.out
     assert "not by the mail that carried the invite" in answer.out
-    assert "fedseg client approve-roster --state DIR --fingerprint HEX" in answer.out
+    assert "where it has no terminal, at the site and with its own state folder, by:" in answer.out
+    assert f"fedseg client approve-roster --state DIR --fingerprint {roster.fingerprint.hex()}\n" in answer.out
     assert json.loads(fedseg("study", "roster", study.root, "--json").out) == {
         "study": study.manifest.study,
         "plan_hash": study.manifest.plan_hash,
@@ -277,7 +278,7 @@ def test_another_roster_than_the_approved_one(
         1,
         f"the server offers roster {offered}, approved here is {'00' * 32}",
         "somebody may have put a site of their own in a hospital's place",
-        "fedseg client approve-roster --state DIR --fingerprint HEX",
+        f"fedseg client approve-roster --state {folder.root} --fingerprint HEX",
     )
     assert (folder.roster, nothing_sent) == (None, [])
 
@@ -302,7 +303,7 @@ def test_a_coordinator_who_mints_a_site_gets_nothing_until_it_is_approved(
         "(it enrolled again, or somebody speaks in its name)",
         f"confirmed {honest.fingerprint.hex()}, offered {minted.fingerprint.hex()}",
         "nothing was sent under it; ask whoever changed",
-        "fedseg client approve-roster --state DIR --fingerprint HEX",
+        f"fedseg client approve-roster --state {folder.root} --fingerprint HEX",
     )
     assert (folder.roster, nothing_sent) == (honest, [])
     fedseg("client", "approve-roster", "--state", folder.root, "--fingerprint", minted.fingerprint.hex())

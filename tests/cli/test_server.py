@@ -42,7 +42,7 @@ def test_below_quorum_pauses_with_exit_code_3(fedseg: Command, study: StudyFolde
         f"go on with: fedseg server start {study.root}",
         "listening on port",
     )
-    assert "abandoned: 0 of 3 sites in AdvertiseKeys" in study.log.read_text()
+    assert "abandoned: 0 of 3 sites in step 1, joining" in study.log.read_text()
     states = [(row.round, row.attempt, row.state) for row in study.db.rounds()]
     assert states == [(1, 1, "abandoned"), (1, 2, "abandoned")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -24,7 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "sample_configs").glob("*.yaml"))
 HEAVY = ("torch", "monai", "SimpleITK", "grpc", "opacus", "nibabel", "scipy")
 COMMANDS = (
-    *("study create", "study invite", "study roster", "server start", "client join", "client approve-roster"),
+    *(
+        "study create",
+        "study invite",
+        "study roster",
+        "study status",
+        "server start",
+        "client join",
+        "client approve-roster",
+    ),
     "client baseline",
     *("client ledger show", "client ledger verify", "client ledger export", "study extend", "pretrain"),
     *("privacy-plan", "privacy-audit"),
@@ -37,6 +46,26 @@ def test_every_command_has_help_with_an_example(command: str, fedseg: Command) -
     answer = fedseg(*command.split(), "--help")
     assert answer.code == 0
     assert f"Example: fedseg {command}" in " ".join(answer.out.split())
+
+
+@pytest.mark.parametrize("command", ["client baseline", "privacy-audit", "data check"])
+def test_help_breaks_where_the_terminal_ends(command: str, fedseg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = [line.strip() for line in fedseg(*command.split(), "--help").out.partition("╭")[0].splitlines()]
+    text = "\n".join(lines[2:]).strip()
+    for paragraph in text.split("\n\n"):
+        broken = paragraph.splitlines()
+        # The next word would not have fitted.
+        assert all(len(line) + 1 + len(after.split()[0]) > 68 for line, after in itertools.pairwise(broken))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(("stdy",), "study"), (("study", "craete"), "create"), (("study", "statsu"), "status")]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(typed: tuple[str, ...], meant: str, fedseg: Command) -> None:
+    answer = fedseg(*typed)
+    assert answer.code == 2
+    assert f"Did you mean '{meant}'?" in answer.err
 
 
 def test_the_main_help_names_all_commands_and_exit_codes(fedseg: Command) -> None:

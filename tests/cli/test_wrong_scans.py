@@ -101,7 +101,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = arrays(build_network("small", len(tissues) + 1, 0))
     card = ModelCard(
         architecture=architecture("small", len(tissues) + 1), task="feta", tissues=tissues, spacing_mm=0.8,
-        patch=(16, 16, 16), normalisation={}, study="none", plan_hash="0" * 64, rounds=0, contributors=(),
+        patch=(16, 16, 16), normalisation={"n4": False}, study="none", plan_hash="0" * 64, rounds=0, contributors=(),
         privacy={"mode": "off", "epsilon": None}, code_version="0",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("model") / "model.safetensors"

@@ -42,7 +42,7 @@ MISTAKES = {
     "wrong word": Mistake("preset: small", "preset: smal", "network.preset", "did you mean small?"),
     "wrong type": Mistake("steps: 1", "steps: many", "training.steps", ""),
     "low quorum": Mistake("sites:", "aggregation: {quorum: 2}\nsites:", "aggregation.quorum: 2", "ask for 3 or more"),
-    "not YAML": Mistake("name: small", "name: [small", "not valid YAML", "check indentation and colons"),
+    "not YAML": Mistake("name: small", "name: [small", "not valid YAML", "is the [ that opens here closed?"),
 }  # fmt: skip
 
 
@@ -99,6 +99,8 @@ def test_an_invite_is_one_line_on_stdout(fedseg: Command, study: StudyFolder) ->
     assert answer.out.count("\n") == 1
     assert Invite.decode(answer.out).site == "a"
     assert "fedseg client join" in answer.err
+    assert "it is good once, for 72 hours. There:" in answer.err
+    assert "good once, for 1 hour. There:" in fedseg("study", "invite", study.root, "a", "--hours", "1").err
 
 
 def test_a_mistyped_invite(join: Command, invite: MakeInvite, tmp_path: Path) -> None:
@@ -121,8 +123,45 @@ def test_a_used_invite(join: Command, invite: MakeInvite, tmp_path: Path) -> Non
     line = invite()
     folder = SiteFolder(tmp_path / "first")
     folder.enrol(Invite.decode(line), data=tmp_path, labels=None, ledger=tmp_path, policy=None, now=time.time())
-    join(line, "--yes").says(1, "this invite has been used", "where: localhost:", "fedseg study invite DIR a")
-    assert not SiteFolder(tmp_path / "state").enrolled
+    answer = join(line, "--yes")
+    answer.says(1, "Error: the server says: this invite has been used\n", "where: localhost:")
+    answer.says(1, "hint:  ask the study's coordinator for a new invite; a site that has joined goes on from its own")
+    assert "study invite" not in answer.err
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.usefixtures("server", "impatient")
+def test_a_used_invite_takes_nothing_else_from_a_folder(join: Command, invite: MakeInvite, tmp_path: Path) -> None:
+    line = invite()
+    folder = SiteFolder(tmp_path / "first")
+    folder.enrol(Invite.decode(line), data=tmp_path, labels=None, ledger=tmp_path, policy=None, now=time.time())
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ca.pem").write_text("what an enrolment that failed has left")
+    join(line, "--yes").says(1, "this invite has been used")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["ca.pem"]
+
+
+def test_a_plan_that_is_no_text(fedseg: Command, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+
+    def refused(*parts: str) -> None:
+        answer = fedseg("study", "create", tmp_path / "s", "--plan", path, "--address", "localhost:1")
+        answer.says(2, *parts, f"where: {path}\n")
+
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    refused("this plan is not text", "is this the right file? It has to be text in UTF-8")
+    path.write_text(PLAN, encoding="utf-16")
+    refused("this plan is not text", "it is UTF-16: save it as UTF-8")
+    path.unlink()
+    path.mkdir()
+    refused("this is a folder, not a plan", "name the file in it")
+
+
+def test_a_plan_with_a_mark_before_it_is_read(fedseg: Command, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN.replace("privacy: {", "privacy: {mood: 1, "), encoding="utf-8-sig")
+    answer = fedseg("study", "create", tmp_path / "s", "--plan", path, "--address", "localhost:1")
+    answer.says(1, "unknown key privacy.mood", f"where: {path}:")
 
 
 @pytest.mark.usefixtures("server", "impatient")
@@ -181,7 +220,7 @@ def test_what_was_agreed_to_cannot_be_changed(
     assert folder.membership.labels == "fidon"
     assert folder.membership.ledger == str(tmp_path / "ledger")
     folder.accept(study.manifest)
-    for option in ("--data", "--labels", "--policy", "--ledger"):
+    for option in ("--data", "--labels", "--ledger"):
         again = fedseg("client", "join", "--state", folder.root, option, data)
         again.says(2, f"{option} cannot be changed once the study is agreed to", f"--state {folder.root}")
 
@@ -208,6 +247,7 @@ def test_bad_scans_are_refused_before_training(join: Command, invite: MakeInvite
 def test_nobody_to_ask(join: Command, invite: MakeInvite, tmp_path: Path) -> None:
     answer = join(invite())
     answer.says(2, "nobody can be asked: there is no terminal", "add --yes", "epsilon 8 at delta 1e-05")
+    answer.says(2, f"fedseg client join --state {tmp_path / 'state'} --yes\n")
     assert not (tmp_path / "state" / "manifest.json").exists()
 
 
@@ -215,9 +255,8 @@ def test_nobody_to_ask(join: Command, invite: MakeInvite, tmp_path: Path) -> Non
 def test_a_policy_that_refuses_the_plan(join: Command, invite: MakeInvite, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("require_privacy: true\nmax_epsilon: 2\n")
     answer = join(invite(), "--yes", "--policy", tmp_path / "policy.yaml")
-    answer.says(1, "epsilon")
-    assert "8" in answer.err
-    assert "2" in answer.err
+    answer.says(1, "the study's budget is epsilon 8.0, at most 2.0 is accepted")
+    answer.says(1, f"{tmp_path / 'policy.yaml'}:2, max_epsilon")
     assert not (tmp_path / "state" / "manifest.json").exists()
 
 

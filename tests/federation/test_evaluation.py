@@ -18,6 +18,7 @@ from fedseg.federation.evaluation import (
     statistics_code,
     statistics_of,
 )
+from fedseg.secagg.statistics import StatisticsCode
 from tests.secagg.helpers import ring_sum
 
 TISSUES = ("a", "b", "c")
@@ -45,6 +46,18 @@ def near(found: float | None, expected: float | None, unit: float, count: int) -
     assert (found is None) == (expected is None)
     if found is not None and expected is not None:
         assert found == pytest.approx(expected, abs=unit * 4 / (2 * CODE.scale * max(count, 1)) + 1e-9)
+
+
+@pytest.mark.parametrize("dimension", range(1, 61))
+def test_only_as_many_statistics_as_a_label_scheme_has_are_an_evaluation(dimension: int) -> None:
+    code = StatisticsCode(3, dimension, MOST_SUBJECTS, LONGEST_MM)
+    total = ring_sum([code.encode([0.0] * dimension)] * 3)
+    possible = {statistics_code(3, tissues).dimension for tissues in range(1, 10)}
+    if dimension in possible:
+        assert aggregate_of(code, total, 3).subjects == 0
+    else:
+        with pytest.raises(ProtocolError, match=f"an evaluation of {dimension} statistics, which no label scheme has"):
+            aggregate_of(code, total, 3)
 
 
 @given(st.lists(st.lists(subjects, max_size=4), min_size=1, max_size=4))

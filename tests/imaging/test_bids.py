@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from fedseg.errors import DataError
-from fedseg.imaging.bids import entities, load_dataset
-from fedseg.labels import BRAIN_MASK, FETA
+from fedseg.imaging.bids import load_dataset
+from fedseg.imaging.folders import entities, niftis_below
+from fedseg.imaging.participants import read_participants
+from fedseg.imaging.synthesis import synthesize
+from fedseg.labels import BRAIN_MASK, FETA, dseg_tsv
 from tests.conftest import FIDON_TSV, tiny_head
 
 Make = Callable[..., Path]
@@ -381,3 +385,125 @@ class TestPairs:
 
 def test_entities() -> None:
     assert entities(Path("x/sub-01_run-1_T2w_desc-brain_mask.nii.gz")) == {"sub": "01", "run": "1", "desc": "brain"}
+
+
+def test_a_session_has_its_own_age_and_no_other_sessions(make_bids: Make, save: Make) -> None:
+    rows = "sub-01\tses-1\t22\ttest\nsub-01\t2\t34\ttest\nsub-02\tn/a\t25\t\n"
+    root = make_bids(0, tsv=None, participants=f"participant_id\tsession_id\tgestational_age\tsplit\n{rows}")
+    for subject, session in (("01", "1"), ("01", "2"), ("01", "3"), ("02", "1")):
+        stem = f"sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}"
+        for suffix, data in zip(("T2w", "dseg"), tiny_head(), strict=True):
+            save(root / f"{stem}_{suffix}.nii.gz", data)
+    (root / "dseg.tsv").write_text(FIDON_TSV)
+    cases = load_dataset(root, scheme=FETA).cases
+    assert [(case.subject, case.session, case.gestational_age_weeks) for case in cases] == [
+        *(("01", "1", 22), ("01", "2", 34), ("01", "3", None), ("02", "1", 25))
+    ]
+    assert [case.split for case in cases] == ["test", "test", "test", "train"]
+
+
+def test_a_sessions_table_lies_over_the_participants(make_bids: Make) -> None:
+    root = make_bids(1, participants="participant_id\tpathology\tga\tsplit\nsub-01\tnone\t30\ttest\n")
+    table = root / "sub-01/sub-01_sessions.tsv"
+    table.write_text("session_id\tgestational_age\nses-1\t22\nses-2\tn/a\n")
+    people = read_participants(root / "participants.tsv")
+    known = {session: people.of("01", session) for session in ("1", "2", "3", None)}
+    assert {session: each.gestational_age_weeks for session, each in known.items()} == {
+        **{"1": 22, "2": None, "3": 30, None: 30}
+    }
+    assert {(each.pathology, each.split) for each in known.values()} == {("none", "test")}
+    table.write_text("session_id\tsplit\nses-1\ttrain\n")
+    assert "subject '01' stands in two splits" in _refused(root)
+    table.write_text("session_id\tga\n1\t22\nses-1\t23\n")
+    assert "subject '01' has two rows for one session (remove one)" in _refused(root)
+    table.write_text("session\tga\n1\t22\n")
+    assert "there is no column session_id" in _refused(root)
+
+
+def test_no_pathology_is_not_an_unknown_one(make_bids: Make) -> None:
+    rows = "participant_id\tpathology\tgestational_age\nsub-01\tNone\tnone\nsub-02\tn/a\t24\n"
+    cases = load_dataset(make_bids(2, participants=rows), scheme=FETA).cases
+    assert [(case.pathology, case.gestational_age_weeks) for case in cases] == [("None", None), (None, 24)]
+
+
+def _two_scans(make_bids: Make, save: Make) -> Path:
+    root = make_bids(0, tsv=None)
+    for stem in ("sub-01", "sub-01_rec-srr"):
+        save(root / f"sub-01/anat/{stem}_T2w.nii.gz", tiny_head()[0])
+    save(root / "sub-01/anat/sub-01_rec-srr_desc-expert_dseg.nii.gz", tiny_head()[1])
+    (root / "dseg.tsv").write_text(FIDON_TSV)
+    return root
+
+
+def test_labels_of_one_scan_are_not_given_to_another(make_bids: Make, save: Make) -> None:
+    root = _two_scans(make_bids, save)
+    plain, rec = load_dataset(root, scheme=FETA, require_labels=False).cases
+    assert plain.labels is None and rec.labels is not None
+    (root / "sub-01/anat/sub-01_rec-srr_T2w.nii.gz").unlink()
+    (only,) = load_dataset(root, scheme=FETA).cases
+    assert only.labels is not None
+
+
+def test_labels_of_another_reconstruction_are_nobodys(make_bids: Make, save: Make) -> None:
+    root = make_bids(1)
+    labels = root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    labels.rename(labels.with_name("sub-01_rec-other_dseg.nii.gz"))
+    assert "this scan has no labels" in _refused(root)
+
+
+def test_own_results_are_known_by_their_description_wherever_they_lie(make_bids: Make) -> None:
+    root = make_bids(1)
+    own = root / "derivatives/segmented"
+    shutil.copytree(root / "derivatives/manual", own)
+    dseg = own / "sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    dseg.rename(dseg.with_name("sub-01_rec-srr_desc-brain_mask.nii.gz"))
+    about = own / "dataset_description.json"
+    about.write_text(json.dumps({"GeneratedBy": [{"Name": "other"}]}))
+    (case,) = load_dataset(root, scheme=BRAIN_MASK).cases
+    assert case.mask is not None
+    about.write_text(json.dumps({"GeneratedBy": [{"Name": "other"}, {"Name": "fedseg"}]}))
+    dataset = load_dataset(root, scheme=BRAIN_MASK)
+    assert dataset.cases[0].mask is None
+    assert dataset.target(dataset.cases[0]) == root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+
+
+def test_a_made_up_data_set_is_no_result(tmp_path: Path) -> None:
+    root = tmp_path / "made-up"
+    synthesize(root, subjects=1, seed=1, site_style=0, spacing_mm=2.0)
+    (case,) = load_dataset(root, scheme=FETA).cases
+    assert case.labels is not None and case.table is not None
+
+
+@pytest.mark.parametrize("where", [".", "derivatives"])
+def test_a_table_of_our_results_says_nothing_of_a_sites_labels(make_bids: Make, where: str) -> None:
+    root = make_bids(1, tsv=None)
+    (root / "dseg.tsv").write_text(FIDON_TSV)
+    before = load_dataset(root, scheme=FETA)
+    (root / where / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "fedseg"}]}))
+    (root / where / "dseg.tsv").write_text(dseg_tsv(FETA))
+    (root / "derivatives/manual/dataset_description.json").write_text("{}")
+    if where == ".":
+        assert "no dseg.tsv says what the label numbers mean" in _refused(root)
+        return
+    after = load_dataset(root, scheme=FETA)
+    assert after.class_map(after.cases[0]) == before.class_map(before.cases[0])
+
+
+def test_hidden_files_raw_data_and_links(make_bids: Make, tmp_path: Path) -> None:
+    root = make_bids(1)
+    image = root / "sub-01/anat/sub-01_rec-srr_T2w.nii.gz"
+    labels = root / "derivatives/manual/sub-01/anat/sub-01_rec-srr_dseg.nii.gz"
+    for path in (image, labels):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    shutil.copytree(root / "sub-01", root / "sourcedata/sub-01")
+    shutil.copytree(root / "sub-01", tmp_path / "store/sub-02")
+    (tmp_path / "store/sub-02/anat/sub-01_rec-srr_T2w.nii.gz").rename(
+        tmp_path / "store/sub-02/anat/sub-02_rec-srr_T2w.nii.gz"
+    )
+    (root / "sub-02").symlink_to(tmp_path / "store/sub-02")
+    (root / "sub-02/anat/loop").symlink_to(tmp_path / "store")
+    expected = [image, root / "sub-02/anat/sub-02_rec-srr_T2w.nii.gz"]
+    dataset = load_dataset(root, scheme=FETA, require_labels=False)
+    assert [case.image for case in dataset.cases] == expected
+    assert dataset.cases[0].labels == labels
+    assert niftis_below(root, "T2w") == expected

@@ -10,8 +10,9 @@ from fedseg.errors import StorageError
 from fedseg.imaging import cache as cache_module
 from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import PreparedCache, prepare_case, prepare_files
+from fedseg.imaging.label_tables import TABLES, class_map
 from fedseg.imaging.transforms import Prepared
-from fedseg.labels import BRAIN_MASK, FETA, TABLES, class_map
+from fedseg.labels import BRAIN_MASK, FETA
 from tests.conftest import tiny_head
 
 FIDON = class_map(TABLES["fidon"], FETA, "fidon")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedseg.imaging.cleanup import Cleaned
-from fedseg.imaging.flags import Flag, flags_of
+from fedseg.imaging.flags import flags_of
+from fedseg.imaging.grid_flags import Flag
 from fedseg.imaging.growth import KCL_PARENCHYMA
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
 from fedseg.imaging.nifti import Volume
@@ -282,3 +283,20 @@ def test_the_reference_goes_both_ways() -> None:
     # Printed by the source's own formula at 28 weeks: 0.358001106623485 * 784 - 5.21711385459465 * 28 - 14.5840861.
     assert KCL_PARENCHYMA.mean_ml(28.0) == pytest.approx(120.01, abs=0.01)
     assert KCL_PARENCHYMA.weeks_of(0.0) < KCL_PARENCHYMA.weeks[0]
+
+
+def test_axes_off_right_angles_are_flagged_and_volumes_are_what_they_enclose(person: tuple[Volume, Labels]) -> None:
+    scan, labels = person
+    angle = np.radians(15)
+    shear = np.array([[1, np.sin(angle), 0], [0, np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = SPACING * shear
+    (flag,) = (each for each in flags(labels, replace(scan, affine=affine)) if each.kind == "axes")
+    assert (flag.severity, flag.what) == ("warning", "the axes are not at right angles, but off by 15.0 degrees")
+    assert "resample the scan to a grid with right angles" in flag.hint
+    ball = np.zeros((20, 20, 20), np.uint8)
+    ball[4:14, 4:14, 4:14] = 1
+    small = replace(scan_of(ball, affine), data=ball.astype(np.float32))
+    too_small = next(each for each in flags_of(ball, small, BRAIN_MASK) if each.severity == "error")
+    volume = 1000 * SPACING**3 * np.cos(angle) / 1000
+    assert f"all that is labelled measures {volume:.3g} mL, fluid included; no fetus" in too_small.what

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedseg.errors import DataError, StorageError
-from fedseg.imaging.nifti import read_header, read_image, read_labels, same_grid, write_labels_like, write_whole
+from fedseg.imaging.maps import write_labels_like, write_maps_like
+from fedseg.imaging.nifti import read_header, read_image, read_labels, same_grid, write_whole
 
 nib: Any = nibabel
 Save = Callable[..., Path]
@@ -232,3 +233,47 @@ def test_same_grid_tolerates_rounding_only() -> None:
     assert same_grid(LIP, off, (10, 10, 10), tolerance=0.1)
     off[0, 3] += 0.2
     assert not same_grid(LIP, off, (10, 10, 10), tolerance=0.1)
+
+
+def test_a_quaternion_that_rounding_made_too_long_hides_no_form(tmp_path: Path, save: Save, ramp: Any) -> None:
+    turned = np.array([[0, 0.8, 0, 1], [0.8, 0, 0, 2], [0, 0, -0.8, 3], [0, 0, 0, 1.0]])
+    image = nib.load(save(tmp_path / "good.nii", ramp, turned, qform=1, sform=1))
+    header = image.header.copy()
+    for name in ("quatern_b", "quatern_c"):
+        header[name] = 0.70715
+    nib.Nifti1Image(ramp, None, header).to_filename(tmp_path / "long.nii")
+    found = read_header(tmp_path / "long.nii")
+    np.testing.assert_array_equal(found.affine, read_header(tmp_path / "good.nii").affine)
+    assert found.forms_agree and found.qform_code == 1
+    write_labels_like(np.zeros((4, 5, 6), np.uint8), tmp_path / "long.nii", tmp_path / "out.nii")
+    nib.load(tmp_path / "out.nii").header.get_qform(coded=True)
+    header["quatern_b"] = 0.9
+    nib.Nifti1Image(ramp, None, header).to_filename(tmp_path / "wrong.nii")
+    assert "the header's orientation cannot be read" in _refused(read_header, tmp_path / "wrong.nii")
+
+
+def test_a_sheared_voxel_is_smaller_than_its_edges_say(tmp_path: Path, save: Save, ramp: Any) -> None:
+    angle = np.radians(15)
+    sheared = np.diag([0.8, 0.8, 0.8, 1.0])
+    sheared[:3, 1] = 0.8 * np.array([np.sin(angle), np.cos(angle), 0])
+    volume = read_header(save(tmp_path / "a.nii", ramp, sheared))
+    assert volume.spacing_mm == pytest.approx((0.8, 0.8, 0.8))
+    assert volume.voxel_mm3 == pytest.approx(0.8**3 * np.cos(angle), rel=1e-5)
+    assert read_header(save(tmp_path / "b.nii", ramp, LIP)).voxel_mm3 == pytest.approx(0.8 * 0.7 * 0.9)
+
+
+@pytest.mark.parametrize("name", ["o.nii", "o.nii.gz"])
+def test_results_are_closed_to_others_at_every_moment(
+    name: str, tmp_path: Path, save: Save, ramp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, modes, fsync = save(tmp_path / "s.nii", ramp), [], os.fsync
+
+    def noting(handle: int) -> None:
+        modes.append(os.fstat(handle).st_mode & 0o777)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    write_labels_like(np.zeros((4, 5, 6), np.uint8), source, tmp_path / name)
+    write_maps_like([np.zeros((4, 5, 6), np.uint8)], source, tmp_path / f"m{name}")
+    assert modes == [0o600, 0o600]
+    assert {(tmp_path / each).stat().st_mode & 0o777 for each in (name, f"m{name}")} == {0o600}

@@ -20,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from fedseg.imaging.bids import Case, load_dataset
+from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import prepare_case
-from fedseg.imaging.nifti import Volume, read_image, read_labels, write_labels_like
-from fedseg.imaging.transforms import Prepared, nearest_axes, prepare, restore, restore_labels
+from fedseg.imaging.dataset import Case
+from fedseg.imaging.grids import nearest_axes
+from fedseg.imaging.maps import write_labels_like
+from fedseg.imaging.nifti import Volume, read_image, read_labels
+from fedseg.imaging.transforms import Prepared, prepare, restore, restore_labels
 from fedseg.labels import FETA, LabelScheme
 from tests.conftest import tiny_head
 from tests.imaging.test_transforms import ORDERS, turned
@@ -164,16 +167,19 @@ def test_whole_volumes_from_disk_in_a_few_axis_orders(real_data: Path, tmp_path:
 
 @pytest.mark.realdata
 def test_a_random_network_segments_a_volume_the_same_in_other_axis_orders(real_data: Path, tmp_path: Path) -> None:
-    from fedseg.runtime.prediction import Options, Segmenter
+    from fedseg.runtime.prediction import Segmenter
 
     _, case = _case(real_data, "crl", "crl21")
-    image, segmenter = _thin(read_image(case.image)), Segmenter([_random_model(tmp_path, FETA)], Options(cleanup=False))
-    expected = segmenter(image).labels
-    assert len(np.unique(expected)) > 2
-    for axes, flips in (ORDERS[47], ORDERS[22]):
+    image, segmenter = _thin(read_image(case.image)), Segmenter([_random_model(tmp_path, FETA)])
+    expected = segmenter(image)
+    assert len(np.unique(expected.labels)) > 2
+    assert expected.cleaned.filled_ml > 0
+    for axes, flips in (ORDERS[47], ORDERS[22], ORDERS[9]):
         one = turned(image, axes, flips)
-        found = segmenter(one).labels
-        assert np.array_equal(found, turned(replace(image, data=expected), axes, flips).data)
+        segmentation = segmenter(one)
+        found = segmentation.labels
+        assert np.array_equal(found, turned(replace(image, data=expected.labels), axes, flips).data)
+        assert segmentation.cleaned == expected.cleaned
         nib.Nifti1Image(one.data, one.affine).to_filename(tmp_path / "scan.nii")
         write_labels_like(found, tmp_path / "scan.nii", tmp_path / "out.nii")
         assert np.array_equal(nib.load(tmp_path / "out.nii").affine, nib.load(tmp_path / "scan.nii").affine)
@@ -186,7 +192,7 @@ def _random_model(folder: Path, scheme: LabelScheme) -> Path:
     weights = arrays(build_network("small", scheme.classes, 0))
     card = ModelCard(
         architecture=architecture("small", scheme.classes), task="feta", tissues=scheme.tissues, spacing_mm=2.4,
-        patch=(32, 32, 32), normalisation={}, study="none", plan_hash="0" * 64, rounds=0, contributors=(),
+        patch=(32, 32, 32), normalisation={"n4": False}, study="none", plan_hash="0" * 64, rounds=0, contributors=(),
         privacy={"mode": "off", "epsilon": None}, code_version="0",
     )  # fmt: skip
     save_model(folder / "model.safetensors", weights, card)

@@ -19,10 +19,11 @@ from scipy import ndimage
 from fedseg.errors import DataError
 from fedseg.imaging import transforms
 from fedseg.imaging.bids import load_dataset
+from fedseg.imaging.label_tables import TABLES
 from fedseg.imaging.quality.check import check
 from fedseg.imaging.quality.finding import Finding, counts
 from fedseg.imaging.quality.identifying import check_columns
-from fedseg.labels import BRAIN_MASK, FETA, TABLES, LabelScheme
+from fedseg.labels import BRAIN_MASK, FETA, LabelScheme
 from tests.conftest import tiny_head
 
 nib: Any = nibabel

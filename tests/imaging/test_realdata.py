@@ -12,7 +12,8 @@ from fedseg.imaging.bids import load_dataset
 from fedseg.imaging.cache import prepare_case
 from fedseg.imaging.flags import flags_of
 from fedseg.imaging.made_up_fingerprint import T2_MADE_UP
-from fedseg.imaging.nifti import read_header, read_image, read_labels, write_labels_like
+from fedseg.imaging.maps import write_labels_like
+from fedseg.imaging.nifti import read_header, read_image, read_labels
 from fedseg.imaging.transforms import map_labels, restore_labels
 from fedseg.labels import BRAIN_MASK, FETA
 

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fedseg.errors import StorageError, UsageError
+from fedseg.imaging.label_tables import class_map, parse_dseg_tsv
 from fedseg.imaging.synthesis import NEUROTYPICAL, VENTRICULOMEGALY, make_subject, synthesize
 from fedseg.imaging.synthesis_contrast import style_of_site
-from fedseg.labels import FETA, class_map, parse_dseg_tsv
+from fedseg.labels import FETA
 
 nib: Any = nibabel
 COARSE_MM = 2.0

@@ -9,9 +9,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fedseg.errors import DataError
+from fedseg.imaging.label_tables import TABLES, class_map
 from fedseg.imaging.nifti import Volume
-from fedseg.imaging.transforms import CODE_VERSION, find_foreground, map_labels, prepare, restore, restore_labels
-from fedseg.labels import BRAIN_MASK, FETA, TABLES, class_map
+from fedseg.imaging.transforms import CODE_VERSION, map_labels, prepare, restore, restore_labels
+from fedseg.labels import BRAIN_MASK, FETA
 from tests.conftest import tiny_head
 
 FIDON = class_map(TABLES["fidon"], FETA, "fidon")
@@ -133,17 +134,6 @@ def test_crop_ignores_noise_around_the_head() -> None:
     assert np.array_equal(restore_labels(done.labels, done.geometry, 8), map_labels(volume(wide), FIDON))
 
 
-def test_foreground_kinds() -> None:
-    image, labels = tiny_head((30, 30, 30))
-    shifted = find_foreground((image - 1000).astype(np.float32))
-    assert shifted.constant
-    assert shifted.background == pytest.approx(-1000)
-    assert np.array_equal(shifted.mask((image - 1000).astype(np.float32)), labels > 0)
-    noisy = (image + np.abs(np.random.default_rng(0).normal(0, 60, image.shape))).astype(np.float32)
-    assert not find_foreground(noisy).constant
-    assert (find_foreground(noisy).mask(noisy) == (labels > 0)).mean() > 0.9
-
-
 def test_outside_the_crop_is_background_and_memory_of_classes_is_not_needed() -> None:
     small, _ = tiny_head((20, 20, 20))
     image = np.zeros((60, 60, 60), np.float32)
@@ -227,6 +217,15 @@ def test_a_code_version_stands_for_its_numbers(head: tuple[Volume, Volume]) -> N
     assert ready.labels is not None
     axes = np.indices(ready.image.shape).reshape(3, -1)
     moments = (axes * ready.image.reshape(-1)).mean(axis=1)
-    assert CODE_VERSION == 2
+    assert CODE_VERSION == 3
     assert (ready.image.shape, ready.geometry.axes) == ((17, 16, 17), (1, 0, 2))
     assert moments == pytest.approx([-11.21, -10.51, -11.25], abs=0.01)
+
+
+def test_a_background_far_below_the_tissue_is_as_good_as_zero(head: tuple[Volume, Volume]) -> None:
+    image, labels = head
+    below = replace(image, data=np.where(np.not_equal(labels.data, 0), image.data, np.float32(-1000)))
+    ready, usual = (prepare(each, labels, FIDON, spacing_mm=1.1, scheme=FETA) for each in (below, image))
+    inside = usual.labels
+    assert inside is not None and ready.image.shape == usual.image.shape
+    assert np.abs(ready.image - usual.image)[inside > 0].mean() < 0.2

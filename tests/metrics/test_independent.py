@@ -213,13 +213,13 @@ def test_volumes_are_those_of_simpleitk() -> None:
     apart = []
     for place, (pred, _, spacing) in enumerate(PAIRS):
         if not pred.any():
-            assert volume_ml(pred, spacing) == 0.0
+            assert volume_ml(pred, math.prod(spacing)) == 0.0
             continue
         image = SimpleITK.GetImageFromArray(pred.astype(np.uint8))
         image.SetSpacing(spacing[::-1])
         statistics = SimpleITK.LabelShapeStatisticsImageFilter()
         statistics.Execute(image)
-        pair = volume_ml(pred, spacing), statistics.GetPhysicalSize(1) / 1000
+        pair = volume_ml(pred, math.prod(spacing)), statistics.GetPhysicalSize(1) / 1000
         if not _same(*pair):
             apart.append((place, pair))
     assert apart == []

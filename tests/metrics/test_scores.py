@@ -42,8 +42,8 @@ def test_scores_are_those_of_each_mask_and_json_has_them_all(pred: Any, ref: Any
         assert found.euler_difference[tissue] == euler_difference(*masks)
         assert found.asd_mm[tissue] == _finite(asd_mm(distances))
         assert found.nsd[tissue] == pytest.approx(nsd(distances))
-        assert found.volume_ml[tissue] == volume_ml(masks[0], SPACING)
-        assert found.reference_volume_ml[tissue] == volume_ml(masks[1], SPACING)
+        assert found.volume_ml[tissue] == volume_ml(masks[0], math.prod(SPACING))
+        assert found.reference_volume_ml[tissue] == volume_ml(masks[1], math.prod(SPACING))
     document = to_json({"study": "x"}, [found])
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert set(document["subjects"][0]) >= {*METRICS, "reference_volume_ml"}
@@ -88,7 +88,8 @@ def test_metrics_of_other_tissues_are_refused(metric: str) -> None:
 def test_two_real_brains_take_seconds(real_data: Path) -> None:
     from nibabel.nifti1 import Nifti1Image
 
-    from fedseg.labels import FETA, class_map, named_table
+    from fedseg.imaging.label_tables import class_map, named_table
+    from fedseg.labels import FETA
 
     table = np.zeros(256, np.uint8)
     for index, label in class_map(named_table("fidon"), FETA, "dseg.tsv").items():
@@ -108,3 +109,11 @@ def test_two_real_brains_take_seconds(real_data: Path) -> None:
     for tissue, expected in made.items():
         found = [scores.of(metric)[tissue] for metric in ("hd95_mm", "asd_mm", "nsd", "euler_difference")]
         assert found == pytest.approx(expected)
+
+
+def test_volumes_go_by_the_volume_of_a_voxel() -> None:
+    labels = np.ones((2, 2, 2), np.uint8)
+    found = score(labels, labels, (1.0, 1.0, 1.0), ("brain",), subject="1", voxel_mm3=0.9)
+    assert found.volume_ml["brain"] == found.reference_volume_ml["brain"] == pytest.approx(8 * 0.9 / 1000)
+    with pytest.raises(DataError, match="a voxel of 0 mm3 has no volume"):
+        volume_ml(labels > 0, 0.0)

@@ -23,6 +23,7 @@ def charge(round_number: int = 1, subjects: Iterable[str] = "ABC", **changes: ob
         round=round_number,
         attempt=0,
         model_hash="m" * 64,
+        code_version="0.1.0",
         noise_multiplier=4.0,
         sampling_rate=1.0,
         steps=5,

@@ -6,24 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 from fedseg.federation.outgoing import Outgoing
+from fedseg.federation.staying import Staying
 from fedseg.metrics.scores import SubjectScores
 from fedseg.metrics.summary import to_json
 from fedseg.report.audit_facts import Audit
 from fedseg.report.facts import (
     Accounting,
-    Aggregation,
     AtDelta,
     AttackRate,
     Guarantee,
-    Lifetime,
     Mechanism,
-    OwnFigures,
-    Pretraining,
     PrivacyReport,
     RoundFacts,
     SiteFacts,
-    Versions,
 )
+from fedseg.report.own_figures import Lifetime, OwnFigures
+from fedseg.report.privacy_course import Aggregation, Dates, Policy, Pretraining, VersionFacts, Versions
 
 TISSUES = ("white_matter", "ventricles")
 
@@ -80,6 +78,7 @@ SITE = SiteFacts(
     ledger_head="ab" * 32,
     countersigned=1,
     countersigned_head="cd" * 32,
+    code_versions=("1.2.3",),
 )
 OWN = OwnFigures(
     subjects=17,
@@ -118,6 +117,7 @@ MECHANISM = Mechanism(
     steps=10,
     patches=4,
     dimension=302525,
+    noised=302600,
 )
 AGGREGATION = Aggregation(
     mode="secure",
@@ -148,18 +148,32 @@ REPORT = PrivacyReport(
     accounting=Accounting("PLD", "loss distributions", 3.25, "Renyi", "20 steps", "all that follows"),
     aggregation=AGGREGATION,
     randomness=("From the system.",),
-    pretraining=Pretraining("56" * 32, "made-up brains"),
+    pretraining=Pretraining("56" * 32, "made-up brains", "public", "The coordinator's word."),
+    strategy="fedavg: the mean moves the model",
     validation="No score leaves.",
     leaves_the_site=(
         Outgoing("Upload.chunk", "the update", "accounted", "clipped and noised"),
         Outgoing("Upload.session", "the session", "nothing personal", "it repeats what it was told"),
     ),
-    versions=Versions("78" * 32, 1, 1.5, 10, 2, 7.5),
+    stays=(Staying("cache/", "the scans", "removed at the end"),),
+    policy=Policy(True, {"require_privacy": True, "max_epsilon": 14.0, "lifetime_epsilon": None}),
+    versions=Versions(
+        "78" * 32,
+        1,
+        1.5,
+        10,
+        2,
+        7.5,
+        (VersionFacts("78" * 32, 4.0, 8, 1, "2026-01-02"), VersionFacts("34" * 32, 8.0, 10, 2, "2026-02-03")),
+    ),
     tuning="It is charged.",
     audit=Audit("No audit was given.", given=False),
     not_promised=("That nothing can be learned.",),
     residual_risk=("Membership.",),
     model_hash="9a" * 32,
+    model_file_hash="bc" * 32,
+    dates=Dates("2026-01-02", "2026-02-03", "2026-01-04", "2026-03-05", "2026-04-06"),
+    software={"fedseg": "1.2.4", "python": "3.11.7"},
 )
 
 

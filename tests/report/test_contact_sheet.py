@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedseg.imaging.bids import Case
+from fedseg.imaging.dataset import Case
+from fedseg.imaging.foreground import find_foreground
 from fedseg.imaging.nifti import Volume
 from fedseg.imaging.quality.finding import Finding, Severity
 from fedseg.imaging.quality.scan import Scan
-from fedseg.imaging.transforms import find_foreground
 from fedseg.labels import FETA, color
 from fedseg.report.contact_sheet import SIDE, ContactSheet, slices
 from tests.imaging.test_transforms import ORDERS, turned

@@ -231,6 +231,37 @@ def test_plots_are_there_where_there_is_something_to_draw() -> None:
     assert "By gestational age" not in alone, "one age is no curve"
 
 
+def test_sites_that_nobody_named_are_no_legend() -> None:
+    unnamed = [scores("sub-1", 0.9, 0.8, site=None), scores("sub-2", 0.8, 0.8, site=None, age=30.0)]
+    page = evaluation_page(document(*unnamed), {})
+    assert "By gestational age" in page and "not named" not in page and 'class="sample"' not in page
+    some = evaluation_page(document(*unnamed, scores("sub-3", 0.8, 0.8, site="wien")), {})
+    assert "</svg>site not named</span>" in some and "</svg>wien</span>" in some
+
+
+def test_brain_tissue_is_shown_without_fluid() -> None:
+    kept = []
+    for subject, age in (("sub-1", 24.0), ("sub-2", 30.0)):
+        one = scores(subject, 0.9, 0.8, age=age)
+        volumes = {tissue: 10.0 + place for place, tissue in enumerate(FETA.tissues)}
+        each = dict.fromkeys(FETA.tissues, 0.9)
+        found: dict[str, Any] = dict.fromkeys(METRICS, each)
+        found |= {"volume_ml": volumes, "reference_volume_ml": dict.fromkeys(volumes, 8.0)}
+        kept.append(replace(one, **found))
+    page = evaluation_page(document(*kept), {})
+    assert "brain tissue 68.0 mL (reference 40.0 mL)" in page
+    assert ">Volume of brain tissue by gestational age</title>" in page
+    assert "sub-1, predicted 68.0 mL" in page and "without ventricles and external CSF" in page
+    assert "brain tissue" not in evaluation_page(document(*rows()), {}).lower()
+
+
+def test_a_model_that_must_stay_is_said_to() -> None:
+    told = document(*rows())
+    assert "must not be handed on" not in evaluation_page(told, {})
+    told["model"]["privacy"] = {"mode": "off", "never_hand_on": "not private\x1b[31m: <b>"}
+    assert "must not be handed on: not private[31m: &lt;b&gt;." in evaluation_page(told, {})
+
+
 def test_two_models_are_compared() -> None:
     data = compared()
     page = evaluation_page(data, {"0:sub-1": picture()})

@@ -11,8 +11,11 @@ from fedseg.report.audit_facts import Audit, Inversion, Probe
 from fedseg.report.facts import PrivacyReport
 from fedseg.report.html import privacy_page
 from fedseg.report.numbers import number, percent, printed
-from fedseg.report.privacy_sections import MORE, headline, own_section, sections
-from tests.report.documents import AGGREGATION, GUARANTEE, MECHANISM, OWN, ROUNDS, SITE, privacy
+from fedseg.report.own_figures import MORE, own_section
+from fedseg.report.privacy_course import Dates, Policy, VersionFacts
+from fedseg.report.privacy_parts import Section
+from fedseg.report.privacy_sections import headline, sections
+from tests.report.documents import AGGREGATION, GUARANTEE, MECHANISM, OWN, REPORT, ROUNDS, SITE, privacy
 from tests.report.test_html import read
 
 AUDIT = Audit(
@@ -151,7 +154,7 @@ def test_what_an_audit_found_and_could_have_found() -> None:
 def test_what_only_the_site_may_see_is_in_no_section_of_the_report() -> None:
     section = own_section(OWN, privacy())
     said = " ".join(section.paragraphs)
-    assert "For this site's eyes only: the newest charge names 17 subjects." in said
+    assert "For this site's eyes only: the newest charge names 17 subjects (pregnancies, not ids)." in said
     assert "all of its ids joined: 3.001." in said
     assert "is right about any one of them at most 12.4% of the time" in said
     assert "this one, and 1 besides." in said
@@ -159,7 +162,7 @@ def test_what_only_the_site_may_see_is_in_no_section_of_the_report() -> None:
     assert section.table.rows == (("1e-06", "the policy's", "4.500", "20"),)
     assert (section.warning, MORE in section.paragraphs) == (False, False)
     assert "eyes only" not in words_of(privacy())
-    assert "ifetime" not in words_of(privacy())
+    assert "epsilon of all studies" not in words_of(privacy())
 
 
 def test_a_subject_of_several_ids_is_a_warning_on_the_sites_own_screen() -> None:
@@ -171,6 +174,89 @@ def test_earlier_versions() -> None:
     text = words_of(privacy())
     assert f"plan {'78' * 8} after round 1, which cost at most epsilon 1.500" in text
     assert f"1, the newest {'cd' * 32}" in text
+
+
+def section_of(title: str, report: PrivacyReport) -> Section:
+    (found,) = [each for each in sections(report) if each.title == title]
+    return found
+
+
+def test_what_was_promised_in_each_version_stands_beside_the_last() -> None:
+    table = section_of("Choices of the plan, and its versions", privacy()).table
+    assert table is not None
+    assert table.head == ("version", "budget", "rounds", "in reserve", "agreed to on")
+    assert table.rows == (
+        ("78" * 8, "4", "8", "1", "2026-01-02"),
+        ("34" * 8, "8", "10", "2", "2026-02-03"),
+    )
+
+
+def test_the_hospitals_own_limits_are_in_the_annex() -> None:
+    section = section_of("The hospital's own limits", privacy())
+    assert section.facts == (("require_privacy", "true"), ("max_epsilon", "14"), ("lifetime_epsilon", "unset"))
+    assert "the policy that was agreed to last" in section.paragraphs[0]
+    unwritten = privacy(policy=Policy(False, {"max_epsilon": None}))
+    assert "it wrote no policy" in section_of("The hospital's own limits", unwritten).paragraphs[0]
+    assert "own limits" not in words_of(privacy(policy=None, perspective="study"))
+
+
+def test_a_first_model_that_nothing_protects_is_a_warning_where_the_report_begins() -> None:
+    start = replace(REPORT.pretraining, protection="none")
+    for report, warns in (
+        (privacy(pretraining=start), True),
+        (privacy(), False),
+        (privacy(pretraining=start, privacy="off"), False),
+    ):
+        assert sections(report)[0].title == "The claim"
+        assert sections(report)[0].warning is warns
+    facts = dict(section_of("Choices of the plan, and its versions", privacy()).facts)
+    assert facts["whose word that is"] == "The coordinator's word."
+    assert facts["strategy"] == "fedavg: the mean moves the model"
+
+
+def test_an_audit_of_another_version_than_trained_says_so() -> None:
+    same = section_of("Audit of the engine", privacy(audit=replace(AUDIT, code_version="1.2.3")))
+    assert (same.warning, len(same.paragraphs)) == (False, 1)
+    both = replace(SITE, code_versions=("1.2.3", "1.2.4"))
+    other = section_of("Audit of the engine", privacy(audit=replace(AUDIT, code_version="1.2.3"), sites=(both,)))
+    assert other.warning
+    assert other.paragraphs[1] == (
+        "The audited engine is fedseg 1.2.3. By the ledger rounds were trained by fedseg 1.2.4: of these the audit "
+        "says nothing."
+    )
+    trained = dict(section_of("Provenance", privacy(sites=(both,))).facts)["trained by"]
+    assert trained == "fedseg 1.2.3, fedseg 1.2.4"
+    assert (
+        dict(section_of("Provenance", privacy(perspective="study")).facts)["trained by"] == "known at each site alone"
+    )
+
+
+def test_what_is_noised_and_what_is_sent_are_two_numbers() -> None:
+    facts = dict(section_of("Mechanism", privacy()).facts)
+    assert facts["parameters that are clipped and noised"] == "302,600"
+    assert facts["parameters that are sent, d"] == "302,525"
+
+
+def test_what_stays_at_a_site_is_told() -> None:
+    assert section_of("What stays at a site", privacy()).points == ("cache/: the scans; removed at the end",)
+
+
+def test_dates_and_versions_stand_with_the_hashes() -> None:
+    facts = dict(next(each for each in sections(privacy()) if each.title == "Provenance").facts)
+    assert facts["final model, its weights"] == "9a" * 32
+    assert facts["final model, SHA-256 of the file"] == "bc" * 32
+    assert (facts["plan resolved by"], facts["report made by"]) == ("fedseg 1.2.3", "fedseg 1.2.4, python 3.11.7")
+    assert [(name, day) for name, day in facts.items() if name.endswith(" on")] == [
+        ("study agreed to on", "2026-01-02"),
+        ("extended plan agreed to on", "2026-02-03"),
+        ("first charge on", "2026-01-04"),
+        ("newest charge on", "2026-03-05"),
+        ("report made on", "2026-04-06"),
+    ]
+    versions = replace(REPORT.versions, agreed=(VersionFacts("34" * 32, 8.0, 10, 2),))
+    seen = words_of(privacy(perspective="study", dates=Dates(first_attempt="2026-01-04"), versions=versions))
+    assert "first attempt at a round on\n2026-01-04" in seen
+    assert "agreed to on" not in seen
 
 
 def test_what_leaves_is_told_by_class() -> None:
@@ -192,6 +278,6 @@ def test_bounds_are_rounded_up() -> None:
 
 def test_the_document_has_every_field_and_no_tuple() -> None:
     document = privacy().to_json()
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["rounds"][0]["lost"] == {"graz": "no answer"}
     assert document["guarantee"]["epsilon_at"][1]["epsilon"] == GUARANTEE.epsilon_at[1].epsilon

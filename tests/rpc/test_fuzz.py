@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fedseg.errors import FedsegError, ProtocolError
 from fedseg.federation.exchange import Countersigned, LedgerClaim, Published
-from fedseg.rpc import codec
+from fedseg.rpc import codec, transfer
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc.certificates import create_study_ca
 from fedseg.rpc.channel import RemoteStudy
@@ -208,8 +208,8 @@ PIECES = st.lists(
 @given(PIECES, st.integers(0, 30), st.integers(1, 12))
 def test_a_transfer_of_any_pieces_is_whole_or_refused(parts: list[pb.DownloadPart], size: int, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch, suppress(ProtocolError):
-        patch.setattr(codec, "CHUNK_BYTES", piece)
-        assert len(codec.collect(parts, size, lambda _: None)) == size
+        patch.setattr(transfer, "CHUNK_BYTES", piece)
+        assert len(transfer.collect(parts, size, lambda _: None)) == size
         assert sum(len(part.chunk) for part in parts) == size
 
 

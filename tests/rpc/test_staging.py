@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedseg.errors import ProtocolError, StorageError
 from fedseg.rpc import staging
-from fedseg.rpc.codec import CHUNK_BYTES
 from fedseg.rpc.staging import stage
+from fedseg.rpc.transfer import CHUNK_BYTES
 from fedseg.secagg.messages import input_digest
 
 

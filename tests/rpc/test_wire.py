@@ -40,7 +40,7 @@ from fedseg.federation.exchange import (
     Unmask,
     Wait,
 )
-from fedseg.rpc import codec
+from fedseg.rpc import transfer
 from fedseg.rpc._pb import federation_pb2 as pb
 from fedseg.rpc.certificates import certificate_request, create_study_ca, new_site_key, require_issued
 from fedseg.rpc.channel import RemoteStudy
@@ -361,7 +361,7 @@ def test_a_site_that_knows_no_plan_yet_downloads_nothing(wire: Wire) -> None:
 
 
 def test_a_download_that_was_altered_is_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "digest_of", lambda _: bytes(32))
+    monkeypatch.setattr(transfer, "digest_of", lambda _: bytes(32))
     with wire.as_site(SITE) as remote, pytest.raises(ProtocolError, match="a download does not fit its own digest"):
         remote.model(MODEL, silent)
 
@@ -632,7 +632,7 @@ def test_the_server_reads_little_ahead_of_a_call_that_says_too_much(wire: Wire) 
         yield b""
         while not end.is_set():
             pulled[number] += 1
-            yield bytes(codec.CHUNK_BYTES)
+            yield bytes(transfer.CHUNK_BYTES)
 
     wire.memory.hold = lambda _: end.wait(20)
     with wire.as_channel(SITE) as loud:

@@ -49,18 +49,20 @@ class Story:
     """A study of the first `n` names: what each party tells its log, in order.
 
     Attributes:
+        rounds: Of its plan.
         told: (kind, body) by party; "server" is the server.
     """
 
     n: int = 4
     plain: bool = False
+    rounds: int = 20
     told: dict[str, Told] = field(default_factory=dict)
     model: bytes = FIRST_MODEL
 
     def __post_init__(self) -> None:
         """Everybody pins the roster."""
         for party in self.parties:
-            self.tell(party, "roster", roster_entry(roster_of(self.header(1))))
+            self.tell(party, "roster", roster_entry(roster_of(self.header(1)), self.rounds))
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from fedseg.federation.vector import Weights
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
-from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.coordinator import Coordinator
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.session import encoding_of, evaluation_code
 from fedseg.secagg.encoding import rounding_seed

@@ -234,10 +234,10 @@ def whole(site: Machine, header: SessionHeader) -> Round:
     return played
 
 
-def audited(site: Machine, folder: Path) -> list[str]:
-    """What an audit finds wrong with the site's log."""
+def audited(site: Machine, folder: Path, rounds: int = 9) -> list[str]:
+    """What an audit finds wrong with the site's log, in a study of so many rounds."""
     log = MemoryEvidence()
-    log.append("roster", roster_entry(site.identity.roster))
+    log.append("roster", roster_entry(site.identity.roster, rounds))
     for kind, body in site.log:
         log.append(kind, body)
     folder.mkdir()

@@ -138,7 +138,7 @@ def test_an_abort_may_be_logged_late(story: Story, tmp_path: Path) -> None:
 def test_a_study_that_goes_on_under_another_roster_says_so(story: Story, tmp_path: Path) -> None:
     changed = Roster(STUDY, PLAN_HASH, roster(4).server_key, {**roster(4).keys, D: signing.public_half(bytes(32))})
     for party in (SERVER, A):
-        story.tell(party, "roster", roster_entry(changed))
+        story.tell(party, "roster", roster_entry(changed, 20))
     audit = story.audit(tmp_path, [SERVER, A])
     assert audit.findings == ()
     assert all(re.search(rf"goes on under another roster: {D} has another key", note) for note in audit.notes)

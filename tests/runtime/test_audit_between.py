@@ -40,7 +40,7 @@ def test_two_rosters(story: Story, tmp_path: Path) -> None:
     changed = Roster(STUDY, PLAN_HASH, roster(4).server_key, {**roster(4).keys, D: signing.public_half(bytes(32))})
     for party in (B, C):
         story.told[party] = story.told[party][:1]
-    story.bodies(C, "roster")[0].update(roster_entry(changed))
+    story.bodies(C, "roster")[0].update(roster_entry(changed, 20))
     what = f"site {B} and site {C} have pinned different rosters; in the second, {D} has another key"
     shows(
         story.audit(tmp_path, [B, C]), "", rf"brno/{LOG}; .*cluj/{LOG}", what, "compare the words of both by telephone"
@@ -181,7 +181,7 @@ def test_one_sum_with_two_consequences(story: Story, tmp_path: Path, field: str,
 def test_closes_under_two_keys_of_the_server(story: Story, tmp_path: Path) -> None:
     _cut(story, D, "session", 0)
     changed = Roster(STUDY, PLAN_HASH, signing.public_half(bytes(32)), roster(4).keys)
-    story.bodies(D, "roster")[0].update(roster_entry(changed))
+    story.bodies(D, "roster")[0].update(roster_entry(changed, 20))
     body = copy.deepcopy(story.bodies(B, "closed")[2])
     total = bytes.fromhex(body["sum"])
     statement = closing_statement(3, tuple(body["contributors"]), total, body["next_model"])
@@ -288,7 +288,7 @@ def test_a_log_that_is_broken_is_not_said_to_be_cut_as_well(story: Story, tmp_pa
 def test_a_site_is_not_held_to_what_another_key_in_its_name_did(story: Story, tmp_path: Path) -> None:
     _cut(story, B, "session", 2)
     changed = Roster(STUDY, PLAN_HASH, roster(4).server_key, {**roster(4).keys, B: signing.public_half(bytes(32))})
-    story.told[D] = [("roster", roster_entry(changed)), ("closed", story.bodies(D, "closed")[2])]
+    story.told[D] = [("roster", roster_entry(changed, 20)), ("closed", story.bodies(D, "closed")[2])]
     findings = story.audit(tmp_path, [B, D]).findings
     assert findings
     assert [finding.what for finding in findings if "which counts" in finding.what] == []
@@ -354,7 +354,7 @@ def test_two_histories_of_one_party(story: Story, tmp_path: Path) -> None:
 def test_two_keys_in_one_name(story: Story, tmp_path: Path) -> None:
     true = story.write(tmp_path / "one", [B])[B]
     with AuditLog.create(tmp_path / LOG, bytes(32), "site", B, STUDY) as log:
-        log.append("roster", roster_entry(roster(4)))
+        log.append("roster", roster_entry(roster(4), 20))
     audit = verify([load(tmp_path), load(true)])
     what = rf"another log in this name is signed with another key: .*one/{B}/{LOG}"
     shows(audit, f"site {B}", rf"^{tmp_path}/{LOG}", what, "one of the two is not this party's, or it began anew")
@@ -363,7 +363,7 @@ def test_two_keys_in_one_name(story: Story, tmp_path: Path) -> None:
 def test_a_log_of_another_study(story: Story, tmp_path: Path) -> None:
     first = story.write(tmp_path / "one", [B])[B]
     with AuditLog.create(tmp_path / LOG, key(A), "site", A, "elsewhere") as log:
-        log.append("roster", roster_entry(Roster("elsewhere", PLAN_HASH, roster(4).server_key, roster(4).keys)))
+        log.append("roster", roster_entry(Roster("elsewhere", PLAN_HASH, roster(4).server_key, roster(4).keys), 20))
     what = "this log is of study elsewhere, the first one of atlas: it was left out"
     audit = verify([load(first), load(tmp_path)])
     shows(audit, f"site {A}", f"^{tmp_path}/{LOG}", what, "logs of different studies cannot contradict")

@@ -74,14 +74,14 @@ def a_fingerprint_of_something_else(story: Story) -> None:
 @finds("the roster does not hold the key that signs this log as that of site brno")
 def a_roster_with_another_key_of_its_own(story: Story) -> None:
     _cut(story, "session")
-    story.bodies(B, "roster")[0].update(roster_entry(_with_another_key_of(B)))
+    story.bodies(B, "roster")[0].update(roster_entry(_with_another_key_of(B), 20))
 
 
 @finds("the roster does not hold the key that signs this log as that of server", of=SERVER)
 def a_server_with_another_key(story: Story) -> None:
     _cut(story, "session", of=SERVER)
     changed = Roster(STUDY, PLAN_HASH, public_half(bytes(32)), roster(4).keys)
-    story.bodies(SERVER, "roster")[0].update(roster_entry(changed))
+    story.bodies(SERVER, "roster")[0].update(roster_entry(changed, 20))
 
 
 @finds("round 1, attempt 1: it was opened before a roster was pinned")
@@ -116,7 +116,7 @@ def a_session_that_is_not_its_header(story: Story) -> None:
 @finds(r"round 2, attempt 1: it is under roster f9a979cc46e358d7, pinned is [0-9a-f]{16}$")
 def a_session_under_a_roster_of_before(story: Story) -> None:
     _cut(story, "masked", 1)
-    story.told[B].insert(story.place(B, "session", 1), ("roster", roster_entry(_with_another_key_of(D))))
+    story.told[B].insert(story.place(B, "session", 1), ("roster", roster_entry(_with_another_key_of(D), 20)))
 
 
 @finds("round 4, attempt 1: its study, plan or sites are not those of its roster")

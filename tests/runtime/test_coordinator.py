@@ -21,7 +21,7 @@ from fedseg.federation.exchange import (
 from fedseg.federation.vector import model_hash
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
-from fedseg.runtime.coordinator import StudyState
+from fedseg.runtime.course import StudyState
 from fedseg.secagg.messages import Consistency, Shares
 from fedseg.secagg.site import Advertised, Masked, contribute
 from tests.runtime import toy
@@ -62,7 +62,7 @@ def test_it_waits_by_name_for_every_site_to_come_once() -> None:
     ]  # fmt: skip
     assert isinstance(bench.players["c"].ask(), Join)
     assert bench.stands_at(StudyState.RUNNING)
-    assert bench.events[-1] == events.RoundStarted(1, 2, 1)
+    assert bench.events[-1] == events.RoundStarted(1, 2, 1, 0)
 
 
 def test_it_says_who_has_yet_to_enrol_and_who_to_confirm() -> None:
@@ -176,7 +176,7 @@ def test_with_three_sites_a_loss_voids_the_attempt_and_the_second_counts() -> No
     _silent(bench, bench.players["b"])
     bench.players["a"].ask()
     started = [event for event in bench.events if isinstance(event, events.RoundStarted)]
-    assert started == [events.RoundStarted(1, 2, 1), events.RoundStarted(1, 2, 2)]
+    assert started == [events.RoundStarted(1, 2, 1, 0), events.RoundStarted(1, 2, 2, 0)]
     assert events.RoundAbandoned(1, 1, f"0 of 3 sites in {MASK}") in bench.events
     first = bench.archive.rounds()[0]
     # The two that were at work are not to blame.

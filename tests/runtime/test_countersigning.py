@@ -13,7 +13,7 @@ from fedseg.federation.exchange import COUNTERSIGN, SERVER, Countersigned, Finis
 from fedseg.policy import SitePolicy
 from fedseg.privacy.identity import Subject
 from fedseg.runtime.charging import StudyCharger
-from fedseg.runtime.coordinator import StudyState
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evidence import MemoryEvidence, countersigned_entry, roster_entry
 from fedseg.runtime.simulation import simulate
 from fedseg.secagg.signing import public_half, sign
@@ -350,7 +350,7 @@ def test_a_simulated_study_countersigns_too(tmp_path: Path) -> None:
 def entries(*signed: Countersigned, site: str = "a") -> MemoryEvidence:
     """A log of these heads under the study's roster."""
     log = MemoryEvidence()
-    log.append("roster", roster_entry(toy.roster(PRIVATE)))
+    log.append("roster", roster_entry(toy.roster(PRIVATE), PRIVATE.plan.schedule.rounds))
     for each in signed:
         log.append("countersigned", countersigned_entry(site, each))
     return log

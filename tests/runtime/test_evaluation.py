@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedseg.errors import PlanError, ProtocolError, UsageError
-from fedseg.federation.evaluation import MOST_EVALUATIONS, Measured, statistics_of
+from fedseg.federation.evaluation import MOST_EVALUATIONS, Measured, statistics_code, statistics_of
 from fedseg.federation.exchange import CLOSE, SERVER, Finished, Head, Instruction, Join, Published, Submit
 from fedseg.federation.vector import model_hash
 from fedseg.plan.manifest import Manifest, Parent
 from fedseg.runtime import events
 from fedseg.runtime.archive import MemoryArchive
-from fedseg.runtime.coordinator import StudyState
+from fedseg.runtime.audit import load, verify
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evaluations import Evaluation, evaluations_of, newest_of, refuse_demand
 from fedseg.runtime.evidence import MemoryEvidence, session_entry
 from fedseg.runtime.extension import check_extension, extend
@@ -28,13 +30,13 @@ from fedseg.secagg.statistics import StatisticsCode
 from fedseg.store.study_db import RoundRow
 from tests.runtime import toy
 from tests.runtime.bench import CLOSED, MASK, UNMASK, Bench
-from tests.runtime.machine import ME, WRITES, Machine, PowerCut, Round, before, whole
-from tests.runtime.measured import DICE, SUBJECTS, ToyScorer, evaluated, fail, scorers, subject
+from tests.runtime.machine import ME, WRITES, Machine, PowerCut, Round, audited, before, whole
+from tests.runtime.measured import DICE, SUBJECTS, TISSUES, ToyScorer, evaluated, fail, scorers, subject
 from tests.runtime.script import Patient, Script, left, refused, runner
 from tests.runtime.test_extension import go_on
 from tests.runtime.test_register import Server, kinds, of, told
 from tests.runtime.test_restarts import Death, MortalStudy
-from tests.runtime.threads import Failure, Outcome, Study, contradictions
+from tests.runtime.threads import FailingLink, Failure, Outcome, Study, contradictions
 from tests.secagg.helpers import key, ring_sum, session
 
 THREE = ("a", "b", "c")
@@ -134,6 +136,28 @@ def test_a_study_is_complete_without_an_evaluation_that_nobody_can_give() -> Non
     study.start(evaluate=True)
     assert ended(study).rounds[-1] == (3, 1, "closed")
     assert published(study.manifest, outcome.archive)[0].aggregate.dice.mean == 0.75
+
+
+def test_no_site_scores_the_model_of_an_early_round_that_is_called_the_last() -> None:
+    study, evidence = manifest(rounds=3), MemoryEvidence()
+    evidence.append("closed", {"round": 1, "contributors": list(THREE), "next_model": FIRST})
+    memory = SiteMemory()
+    memory.save_weights(toy.INITIAL)
+    why, scorer = asked(offer(study, 4, 3), study=study, memory=memory, evidence=evidence)
+    assert why.startswith("the server says that round 3 ended with the model of an earlier round, in a study that does")
+    assert scorer.shown == []
+    assert of(evidence, "fetched") == of(evidence, "session") == []
+
+
+def test_rounds_that_a_site_knows_to_be_void_do_not_make_the_rounds_over() -> None:
+    study, evidence = manifest(rounds=3), MemoryEvidence()
+    for number in (1, 3):
+        evidence.append("closed", {"round": number, "contributors": list(THREE), "next_model": FIRST})
+    memory = SiteMemory()
+    memory.save_weights(toy.INITIAL)
+    why, scorer = asked(offer(study, 4, 3), study=study, memory=memory, evidence=evidence)
+    assert "scores of the model of round 3, before the 3 rounds of the plan are closed" in why
+    assert scorer.shown == []
 
 
 def test_what_is_scored_is_the_average_that_the_study_releases() -> None:
@@ -381,6 +405,106 @@ def test_a_study_trains_on_after_an_evaluation_and_is_evaluated_again(tmp_path: 
     assert contradictions(tmp_path, extended.study, outcome.logs) == []
 
 
+def failing(study: Study, *failures: Failure) -> None:
+    study.links = lambda site: FailingLink(study.coordinator, site, failures)
+
+
+def again(study: Study, *failures: Failure) -> Outcome:
+    """One round more and a second evaluation, of another model."""
+    go_on(study, longer(study.manifest, study.archive, 1))
+    failing(study, *failures)
+    return ended(study)
+
+
+def test_who_is_lost_in_a_second_evaluation_does_not_show_by_the_difference(tmp_path: Path) -> None:
+    study = threads(manifest(FIVE))
+    ended(study)
+    outcome = again(study, ("d", "upload", 4, 1))
+    assert outcome.rounds[-2:] == [(4, 1, "abandoned"), (4, 2, "closed")]
+    first, second = published(study.manifest, outcome.archive)
+    assert first.contributors == second.contributors == FIVE
+    notes = [event.text for site in FIVE for event in study.notes[site] if isinstance(event, events.Note)]
+    assert notes
+    for why in notes:
+        assert "round 4 would be an evaluation of other contributors than that of round 2" in why
+        assert "a policy with allow_reused_models: true accepts it" in why
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+
+
+def test_a_hospital_may_allow_evaluations_of_others_and_its_log_says_so(tmp_path: Path) -> None:
+    study = threads(manifest(FIVE))
+    ended(study)
+    study.may_reuse = True
+    outcome = again(study, ("d", "upload", 4, 1))
+    first, second = published(study.manifest, outcome.archive)
+    assert first.aggregate.subjects - second.aggregate.subjects == len(SUBJECTS["d"])
+    four = ["a", "b", "c", "e"]
+    (said,) = of(outcome.logs["a"], "reused")
+    assert (said["round"], said["earlier_round"], said["u3"], said["earlier_u3"]) == (4, 2, four, list(FIVE))
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+    assert verify([load(tmp_path / f"{party}.jsonl") for party in outcome.logs]).notes[-1] == (
+        "round 4: an evaluation after that of round 2, confirmed by site a, site b, site c, site e: what the two sums "
+        "differ by are scores of d"
+    )
+    logs = {party: MemoryEvidence() for party in outcome.logs}
+    for party, log in logs.items():
+        for kind, body in outcome.logs[party].entries():
+            if kind != "reused":
+                log.append(kind, body)
+    (tmp_path / "silent").mkdir()
+    silent = contradictions(tmp_path / "silent", study.manifest.study, logs)
+    assert silent == [
+        f"site {site}: round 4, attempt 1: an evaluation of other sites than that of round 2, without a record of it"
+        for site in four
+    ]
+
+
+def test_who_was_not_in_the_first_evaluation_is_not_asked_in_the_second(tmp_path: Path) -> None:
+    study = threads(manifest(FIVE), ("e", "upload", 2, 1))
+    ended(study)
+    outcome = again(study)
+    assert outcome.rounds[-1] == (4, 1, "closed")
+    first, second = published(study.manifest, outcome.archive)
+    assert first.contributors == second.contributors == ("a", "b", "c", "d")
+    assert second.lost == {"e": "was not in the study's earlier evaluation, so is not asked in AdvertiseKeys"}
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+
+
+def test_a_study_that_goes_back_to_an_evaluated_model_has_its_evaluation(tmp_path: Path) -> None:
+    scores, models = (0.5, 0.6, 0.95), list[float]()
+
+    def score(weights: Mapping[str, NDArray[np.float32]]) -> float:
+        """The models of rounds 0, 1 and 2 get better and better, the one after has collapsed."""
+        model = float(weights["bias"][0])
+        if model not in models:
+            models.append(model)
+        return (*scores, 0.1)[models.index(model)]
+
+    sites = (*THREE, "d")
+    rolling = evaluated(toy.manifest(toy.plan(sites, rounds=2, more="rollback: {drop: 0.2}, quorum: 4")))
+    study = Study(rolling, {site: toy.PullTrainer(1.0, score=score) for site in sites})
+    study.scorers = scorers(*sites)
+    ended(study)
+    # d never hears of the evaluation, at first.
+    away, heard = MemoryEvidence(), study.logs["d"].entries()
+    for kind, body in heard:
+        if kind != "evaluated":
+            away.append(kind, body)
+    study.logs["d"] = away
+    go_on(study, longer(rolling, study.archive, 2))
+    outcome = ended(study)
+    assert [body["rolled_back"] for body in of(away, "closed")] == [False, False, False, True]
+    book = outcome.archive.rounds()
+    found = newest_of(study.manifest, book, toy.enrolled(study.manifest).server_key)
+    assert found is not None and (found.round, found.trained) == (3, 2)
+    assert [(kind, body["round"]) for kind, body in away.entries() if kind in ("closed", "evaluated")] == [
+        ("closed", 1), ("closed", 2), ("closed", 4), ("closed", 5), ("evaluated", 3),
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="the study's newest model is evaluated already"):
+        refuse_demand(study.manifest, book, "dir")
+    assert contradictions(tmp_path, study.manifest.study, outcome.logs) == []
+
+
 def test_an_extension_can_bring_nothing_but_an_evaluation() -> None:
     plain = toy.manifest(toy.plan(rounds=1))
     study = threads(plain)
@@ -492,8 +616,36 @@ def test_a_second_evaluation_of_a_model_is_signed_for_the_same_sites_and_scores_
     # Another model's scores are their own.
     other = Round(session(5, round=8, encoding=code, model_hash=bytes(32)))
     other.inputs[ME][-1] += np.uint32(1)
-    before("submit", site, other)
-    assert other.ask(site.at_work, "submit")
+    before("confirm", site, other)
+    assert other.ask(site.at_work, "confirm", few=True)
+    assert [(body["round"], body["earlier_round"]) for body in site.of("reused")] == [(6, 4), (8, 4), (8, 6)]
+
+
+def test_an_evaluation_of_another_model_is_signed_for_the_same_sites_where_the_policy_says_no_more() -> None:
+    code = StatisticsCode(5, 4, 1000, 100.0)
+    site = Machine(session(5, encoding=code))
+    whole(site, session(5, encoding=code))
+    other = Round(session(5, round=6, encoding=code, model_hash=bytes(32)))
+    before("confirm", site, other)
+    with pytest.raises(ProtocolError, match="round 6 would be an evaluation of other contributors than that of round"):
+        other.ask(site.at_work, "confirm", few=True)
+    assert other.ask(site.at_work, "confirm")
+    # The same contributors leave nothing to be said, and training after an evaluation is another matter.
+    before("confirm", site, training := Round(session(5, round=7)))
+    assert training.ask(site.at_work, "confirm", few=True)
+    assert site.of("reused") == []
+
+
+def test_a_retry_is_held_to_the_last_attempt_of_the_evaluation_before_by_site_and_audit(tmp_path: Path) -> None:
+    code = statistics_code(5, TISSUES)
+    site = Machine(session(5, encoding=code))
+    site.append("fetched", {"round": 3, "base_model": "1" * 64, "model": session(5).model_hash.hex()})
+    for number, attempt, few in ((4, 1, False), (4, 2, True), (5, 1, True)):
+        played = Round(session(5, round=number, attempt=attempt, encoding=code))
+        before("confirm", site, played)
+        assert played.ask(site.at_work, "confirm", few=few)
+    assert [(body["round"], body["earlier_round"]) for body in site.of("reused")] == [(5, 4)]
+    assert audited(site, tmp_path / "log", rounds=3) == []
 
 
 @pytest.mark.parametrize("cut", range(WRITES["submit"] + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from fedseg.federation.exchange import CLOSE, SERVER, closing_statement
 from fedseg.runtime.audit import Audit, load, verify
+from fedseg.runtime.evidence import session_entry
+from fedseg.secagg.messages import SessionHeader
 from fedseg.secagg.signing import sign
+from fedseg.secagg.statistics import StatisticsCode
 from fedseg.store.audit_log import AuditLog
 from fedseg.store.audit_records import Evaluated
 from tests.runtime import toy
@@ -99,6 +103,61 @@ def test_statistics_that_no_sites_can_make(logs: Logs, tmp_path: Path) -> None:
     sign_again(body, statistics=[1, *body["statistics"][1:]])
     (says,) = found(logs, tmp_path, "server")
     assert "round 2, attempt 1: its statistics cannot be: the sum of the scores is none that honest sites" in says
+
+
+@pytest.mark.parametrize("dimension", range(1, 61))
+def test_a_session_of_whatever_many_statistics_is_a_finding_and_no_crash(
+    logs: Logs, tmp_path: Path, dimension: int
+) -> None:
+    code = StatisticsCode(4, dimension, 1000, 100.0)
+    opened = [body for kind, body in logs["d"] if kind == "session"][1]
+    header = replace(SessionHeader.from_bytes(bytes.fromhex(opened["header"])), dimension=dimension)
+    body = copy.deepcopy(body_of(logs, "server"))
+    session = header.sid0().hex()
+    masked = {"session": session, "sid": "1" * 64, "u2": list(SITES), "digest": "2" * 64, "signature": "3" * 128}
+    sign_again(body, session="1" * 64, contributors=list(SITES), statistics=[0] * dimension + [4 * code.site_scale])
+    logs["d"] = [each for each in logs["d"] if each[0] == "roster"]
+    logs["d"] += [("session", session_entry(header)), ("masked", masked), ("evaluated", body)]
+    says = [each for each in found(logs, tmp_path, "d") if "its statistics cannot be" in each]
+    assert says == [
+        f"site d: round 2, attempt 1: its statistics cannot be: an evaluation of {dimension} statistics, which no "
+        "label scheme has"
+    ] * (dimension not in (16, 22, 28, 34, 40, 46, 52, 58))
+
+
+def test_an_evaluation_before_the_rounds_of_the_plan_are_closed(logs: Logs, tmp_path: Path) -> None:
+    for party in logs:
+        body_of(logs, party, "roster")["rounds"] = 2
+    early = "round 2, attempt 1: it is an evaluation, where at most 1 of the plan's 2 rounds are closed"
+    assert found(logs, tmp_path) == [f"server: {early}", *(f"site {site}: {early}" for site in SITES)]
+
+
+def test_rounds_that_a_site_missed_may_be_closed_and_those_between_two_it_followed_are_not(
+    logs: Logs, tmp_path: Path
+) -> None:
+    body_of(logs, "d", "roster")["rounds"] = 2
+    trained = logs["d"].index(("closed", body_of(logs, "d", "closed")))
+    taken = {"round": 2, "base_model": "1" * 64, "model": "2" * 64}
+    logs["d"][trained] = ("fetched", taken)
+    early = "site d: round 2, attempt 1: it is an evaluation, where at most 1 of the plan's 2 rounds are closed"
+    assert early not in found(logs, tmp_path, "d")
+    taken["round"] = 1
+    (tmp_path / "again").mkdir()
+    assert found(logs, tmp_path / "again", "d") == [early]
+
+
+def test_two_logs_with_two_numbers_of_rounds_in_one_plan(logs: Logs, tmp_path: Path) -> None:
+    body_of(logs, "c", "roster")["rounds"] = 1
+    assert found(logs, tmp_path, "a", "c") == []
+    body = body_of(logs, "c", "roster")
+    logs["c"].insert(1, ("roster", body | {"rounds": 3}))
+    (tmp_path / "one").mkdir()
+    assert f"site c: plan {body['plan_hash'][:16]} has two numbers of rounds" in found(logs, tmp_path / "one", "c")
+    logs["c"].pop(1)
+    body["rounds"] = 3
+    (tmp_path / "two").mkdir()
+    says = found(logs, tmp_path / "two", "a", "c")
+    assert f": site a has 1 rounds in plan {body['plan_hash'][:16]}, site c has 3" in says
 
 
 def test_an_evaluation_with_other_contributors_than_those_who_signed(logs: Logs, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fedseg.privacy.events import Event, RoundCharge
 from fedseg.privacy.identity import Subject
 from fedseg.runtime import pinning
 from fedseg.runtime.charging import StudyCharger
-from fedseg.runtime.coordinator import StudyState
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evidence import MemoryEvidence, roster_entry, session_entry
 from fedseg.runtime.extension import append_versions, check_covered, check_extension, extend, following, spent_under
 from fedseg.runtime.resolution import check_manifest, events_of
@@ -241,7 +241,8 @@ def test_an_extension_of_an_extension_keeps_the_whole_past(last_round: int, spen
 def charge(number: int, attempt: int = 1, of: Manifest = PRIVATE) -> RoundCharge:
     return RoundCharge(
         study=of.study, plan_hash=of.plan_hash, site="a", round=number, attempt=attempt, model_hash="f" * 64,
-        noise_multiplier=of.noise_multiplier or 0.0, sampling_rate=0.5, steps=10, public_subjects=10, max_grad_norm=1.0,
+        code_version="0.1.0", noise_multiplier=of.noise_multiplier or 0.0, sampling_rate=0.5, steps=10,
+        public_subjects=10, max_grad_norm=1.0,
         subjects=("0" * 64,),
     )  # fmt: skip
 
@@ -506,7 +507,7 @@ def log_of(*plans: Manifest, told: bool = True, number: int = 3) -> MemoryEviden
     for plan in plans:
         if told:
             append_versions(log, [plan])
-        log.append("roster", roster_entry(toy.roster(plan)))
+        log.append("roster", roster_entry(toy.roster(plan), plan.plan.schedule.rounds))
     log.append("session", session_entry(header(plans[-1], number)))
     return log
 
@@ -571,7 +572,7 @@ def test_extensions_in_a_circle_end_the_reading_not_the_reader(tmp_path: Path) -
     log = log_of(PLAIN)
     for plan, parent in (("1" * 64, "2" * 64), ("2" * 64, "1" * 64)):
         log.append("extended", {"plan_hash": plan, "parent": parent, "last_round": 9})
-    roster = roster_entry(replace(toy.roster(PLAIN), plan_hash=bytes.fromhex("1" * 64)))
+    roster = roster_entry(replace(toy.roster(PLAIN), plan_hash=bytes.fromhex("1" * 64)), 9)
     log.append("roster", roster)
     (says,) = found(tmp_path, a=log)
     assert "of which nothing says that it extends" in says

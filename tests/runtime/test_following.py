@@ -13,7 +13,7 @@ from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan.manifest import Manifest
 from fedseg.runtime import events
 from fedseg.runtime.evidence import session_entry
-from fedseg.runtime.following import Follower
+from fedseg.runtime.following import Follower, most_closed
 from fedseg.runtime.participation import Participation
 from fedseg.runtime.simulation import SiteMemory
 from fedseg.secagg.signing import public_half, sign
@@ -307,6 +307,123 @@ def test_before_the_first_round_there_is_the_plans_model_and_no_best_one() -> No
     assert disk.best() is None
 
 
+# The number of a round.
+
+
+def after(number: int = 1, manifest: Manifest = SECURE) -> tuple[Disk, Weights, Head]:
+    """A site that has followed a round."""
+    disk = Disk(manifest)
+    total, following, head = closed(number)
+    disk.told(total)
+    disk.catch_up(head)
+    return disk, following, head
+
+
+@pytest.mark.parametrize("base", ["e" * 64, FIRST])
+def test_the_model_that_a_site_holds_is_not_that_of_a_later_round(base: str) -> None:
+    disk, following, head = after()
+    log = list(disk.log)
+    lie = replace(head, closed_round=2, base_model=base)
+    assert refusal(disk, lie) == (
+        "the server says that round 2 ended with the model of an earlier round, in a study that does not roll back"
+        + TALK
+    )
+    assert disk.follower.closed_round == 1
+    assert disk.log == log
+    assert disk.catch_up(replace(head, base_model=FIRST)) is False
+    holds(disk, following)
+
+
+def test_neither_is_the_first_model_that_of_a_round() -> None:
+    disk = Disk()
+    assert refusal(disk, Head(FIRST, 2, "e" * 64)).startswith("the server says that round 2 ended with the model of an")
+    # Where the round is said to have changed nothing, its sum must show that.
+    total, _, _ = closed()
+    disk.told(total)
+    assert "where its own sum gives" in refusal(disk, Head(FIRST, 1, FIRST))
+    assert disk.log == []
+
+
+def test_a_round_whose_sum_changes_nothing_is_followed_as_any_other() -> None:
+    disk = Disk()
+    total, same = one_round([0.0] * 3, SECURE)
+    assert model_hash(same) == FIRST
+    disk.told(total)
+    assert disk.catch_up(Head(FIRST, 1, FIRST))
+    assert [body["round"] for body in disk.of("closed")] == [1]
+
+
+def test_rounds_that_have_led_back_to_a_sites_own_model_are_written_down_and_said() -> None:
+    (total, following, head), disk = history(0.5)[0], Disk(SCORED)
+    disk.told(total)
+    disk.catch_up(head)
+    later = Head(head.model_hash, 3, "c" * 64, head.best)
+    assert disk.catch_up(later) is False
+    assert disk.of("fetched") == [{"round": 3, "base_model": "c" * 64, "model": model_hash(following)}]
+    assert disk.notes == [events.Taken(3)]
+    assert disk.follower.closed_round == 3
+    assert disk.catch_up(later) is False
+    assert len(disk.of("fetched")) == 1
+
+
+def test_a_liar_is_not_believed_that_rounds_have_led_back() -> None:
+    (total, _, head), disk = history(0.5)[0], Disk(SCORED)
+    disk.told(total)
+    disk.catch_up(head)
+    lie = Best("e" * 64, 0.9)
+    assert refusal(disk, replace(head, best=lie)) == OTHER_BEST
+    assert refusal(disk, Head(head.model_hash, 3, "c" * 64, lie)) == OTHER_BEST
+    assert disk.of("fetched") == []
+
+
+def test_a_round_that_a_site_knows_has_one_model() -> None:
+    for missed in (False, True):
+        disk, following, head = after()
+        if missed:
+            following = np.full(toy.SIZE, 3, np.float32)
+            head = Head(model_hash(following), 2, "c" * 64)
+            disk.told(closed()[0], following)
+            disk.catch_up(head)
+        near = following.copy()
+        near[0] = np.nextafter(near[0], np.float32(9))
+        disk.told(closed()[0], near)
+        assert refusal(disk, replace(head, model_hash=model_hash(near))) == (
+            f"the server names model {model_hash(near)} as that of round {head.closed_round}, which had ended with "
+            f"{model_hash(following)}{TALK}"
+        )
+        holds(disk, following)
+
+
+def test_no_round_is_missed_after_those_of_the_plan() -> None:
+    only = toy.manifest(toy.plan(rounds=1))
+    disk, following, _ = after(manifest=only)
+    near = following.copy()
+    near[0] = np.nextafter(near[0], np.float32(9))
+    disk.told(closed()[0], near)
+    assert refusal(disk, Head(model_hash(near), 3, "e" * 64)) == (
+        "the server says that round 3 is closed, though the 1 of the plan were closed before it" + TALK
+    )
+    holds(disk, following)
+    # The same where the plan's only round was missed.
+    other = Disk(only)
+    other.told(closed()[0], following, near)
+    other.catch_up(Head(model_hash(following), 2, "e" * 64))
+    assert "though the 1 of the plan were closed before it" in refusal(other, Head(model_hash(near), 3, "e" * 64))
+
+
+def test_how_many_rounds_can_be_closed_by_a_log() -> None:
+    back = toy.manifest(toy.plan(rounds=9, more="rollback: {drop: 0.1}"))
+    for kinds, sure, with_rollback in (
+        ([], 0, 0),
+        ([("closed", 1), ("closed", 3)], 2, 3),
+        ([("fetched", 3), ("closed", 5), ("evaluated", 6)], 4, 5),
+        ([("closed", 1), ("fetched", 4), ("fetched", 4)], 4, 4),
+    ):
+        disk = Disk()
+        disk.log += [(kind, {"round": number}) for kind, number in kinds]
+        assert (most_closed(disk, SECURE), most_closed(disk, back)) == (sure, with_rollback)
+
+
 # Back to the best model.
 
 
@@ -447,4 +564,4 @@ def test_the_round_of_a_plain_session_is_known_too() -> None:
     disk = Disk(PLAIN)
     disk.save_session(dump(Joined(header(PLAIN))))
     disk.restart()
-    assert disk.part.base_of(1) == FIRST
+    assert disk.part.said.base_of(1) == FIRST

@@ -10,10 +10,10 @@ from fedseg.errors import Interrupted, PlanError, ProtocolError
 from fedseg.federation.strategy import Strategy
 from fedseg.federation.vector import Weights
 from fedseg.plan.manifest import Manifest, Parent
+from fedseg.runtime.disk_memory import DiskMemory
 from fedseg.runtime.extension import check_extension
 from fedseg.runtime.local_round import LocalRounds, as_sent
 from fedseg.runtime.simulation import SiteMemory
-from fedseg.runtime.site_folder import SiteFolder
 from fedseg.secagg.encoding import Encoded, rounding_seed
 from tests.runtime import quadratics, toy
 from tests.runtime.quadratics import OPTIMUM, QUIET, SITES, Ended, QuadraticTrainer, by_hand, manifest, trainers
@@ -49,6 +49,19 @@ def test_under_secure_aggregation_every_strategy_is_what_it_is_by_hand_bit_for_b
     assert made.errors == {}
     same(made, by_hand(study))
     assert (made.personal["a"] is not None) == (name in ("fedbn", "ditto"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_the_studys_end_a_site_forgets_what_no_more_rounds_can_need(name: str) -> None:
+    study = manifest(f"name: {name}", rounds=3)
+    made = Study(study, trainers(study))
+    made.run()
+    assert made.errors == {}
+    for memory in made.memories.values():
+        kept = [
+            number for number in range(1, 4) if (found := memory.kept(number)) is not None and found.round == number
+        ]
+        assert kept == ([3] if name in ("fedbn", "ditto") else [])
 
 
 def test_no_two_strategies_are_one() -> None:
@@ -238,7 +251,7 @@ def test_an_update_that_lacks_a_layer_is_refused() -> None:
 
 
 def test_a_folder_keeps_what_a_memory_does_for_its_owner_alone(tmp_path: Path) -> None:
-    folder, memory = SiteFolder(tmp_path), SiteMemory()
+    folder, memory = DiskMemory(tmp_path), SiteMemory()
     for number, closed in ((1, 0), (2, 1), (3, 1), (4, 3), (100_000, 4)):
         for each in (folder, memory):
             each.save_kept(number, closed, np.full(3, number, dtype=np.float32))

@@ -185,27 +185,27 @@ def test_a_sum_of_others_than_it_signed_for_is_denied_even_after_the_end() -> No
     moves: list[Callable[[], None]] = [lambda: site.at_work.end("it left"), site.restart]
     for move in (lambda: None, *moves):
         move()
-        assert not site.at_work.denies(published(4, sid, NAMES[:5]))
-        assert site.at_work.denies(published(4, sid, NAMES[:4]))
+        assert not site.at_work.said.denies(published(4, sid, NAMES[:5]))
+        assert site.at_work.said.denies(published(4, sid, NAMES[:4]))
         # Another attempt at the round, of which this site has heard nothing.
-        assert not site.at_work.denies(published(4, bytes(32), NAMES[1:5]))
+        assert not site.at_work.said.denies(published(4, bytes(32), NAMES[1:5]))
 
 
 def test_once_step_5_was_answered_another_attempt_of_the_round_is_denied() -> None:
     site = Machine(session(5))
     whole(site, session(5))
     site.restart()
-    assert site.at_work.denies(published(4, bytes(32), NAMES[1:5]))
-    assert not site.at_work.denies(published(5, bytes(32), NAMES[1:5]))
+    assert site.at_work.said.denies(published(4, bytes(32), NAMES[1:5]))
+    assert not site.at_work.said.denies(published(5, bytes(32), NAMES[1:5]))
 
 
 def test_it_knows_where_a_round_that_it_was_in_started() -> None:
     site = Machine(session(5))
-    assert site.at_work.base_of(4) is None
+    assert site.at_work.said.base_of(4) is None
     site.at_work.join(session(5))
     site.restart()
-    assert site.at_work.base_of(4) == session(5).model_hash.hex()
-    assert site.at_work.base_of(5) is None
+    assert site.at_work.said.base_of(4) == session(5).model_hash.hex()
+    assert site.at_work.said.base_of(5) is None
 
 
 # Plain mode.

@@ -18,6 +18,7 @@ from fedseg.errors import DataError, Interrupted, ModelError, StorageError
 from fedseg.imaging.nifti import read_image
 from fedseg.imaging.transforms import restore
 from fedseg.labels import BRAIN_MASK, FETA
+from fedseg.report.volumes import brain_tissue_ml
 from fedseg.runtime import batch as batches
 from fedseg.runtime.batch import predict
 from fedseg.runtime.derivatives import Outputs
@@ -32,7 +33,7 @@ MakeBids = Callable[..., Path]
 MakeModel = Callable[..., Path]
 
 CARD = ModelCard(
-    architecture={}, task="feta", tissues=FETA.tissues, spacing_mm=2.0, patch=(16, 16, 16), normalisation={},
+    architecture={}, task="feta", tissues=FETA.tissues, spacing_mm=2.0, patch=(16, 16, 16), normalisation={"n4": False},
     study="tiny", plan_hash="0" * 64, rounds=0, contributors=(), privacy={"mode": "off"}, code_version="0",
 )  # fmt: skip
 ALL = Outputs(probseg=True, uncertainty=True, brain_mask=True)
@@ -104,6 +105,7 @@ def test_models_that_do_not_go_together_are_refused(
         ),
         ({"classes": 2}, "network has 2 classes, its description 7 tissues and .*fedseg wrote"),
         ({"normalisation": {"n4": "no"}}, r"neither true nor false of n4 \(its description is damaged or made up"),
+        ({"normalisation": {}}, r"neither true nor false of n4 \(its description is damaged or made up"),
     ],
 )
 def test_a_description_that_fedseg_would_not_write_is_refused(
@@ -126,8 +128,8 @@ def test_n4_of_the_model_file_reaches_the_preparation(
         return real(*given, n4=False, **more)
 
     monkeypatch.setattr("fedseg.runtime.prediction.prepare", noting)
-    for normalisation in ({}, {"n4": True}):
-        Segmenter([make_model(0, normalisation=normalisation)]).prepare(read_image(scan))
+    for n4 in (False, True):
+        Segmenter([make_model(0, normalisation={"n4": n4})]).prepare(read_image(scan))
     assert asked == [False, True]
 
 
@@ -193,6 +195,8 @@ def test_a_folder_of_results_says_what_it_is(model: Path, make_bids: MakeBids, t
     sidecar = json.loads(Path(f"{stem}_seg-fedseg_dseg.json").read_text())
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_rec-srr_T2w.nii.gz"]
     assert set(sidecar["VolumesML"]) == set(FETA.tissues) and {"Uncertainty", "CleanUp", "Flags"} <= set(sidecar)
+    assert sidecar["BrainTissueML"] == brain_tissue_ml(sidecar["VolumesML"])
+    assert sidecar["Models"] == [{"Study": "tiny", "ModelHash": Segmenter([model]).card.model_hash}]
     labels = json.loads(Path(f"{stem}_seg-fedseg_probseg.json").read_text())["LabelMap"]
     assert labels[:3] == ["BG", "eCSF", "CGM"] and len(labels) == 8
     assert json.loads(Path(f"{stem}_desc-brain_mask.json").read_text())["Type"] == "Brain"
@@ -269,7 +273,7 @@ def test_another_failure_of_the_network_ends_all(
 def test_where_every_scan_is_bad_nothing_is_described(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"no scan")
     result = predict(Segmenter([model]), find_scans([tmp_path / "a.nii"]), tmp_path / "out")
-    assert not result.done and not list((tmp_path / "out").iterdir())
+    assert not result.done and not (tmp_path / "out").exists()
 
 
 def test_the_next_scan_is_read_while_one_is_segmented_and_no_more(
@@ -287,10 +291,10 @@ def test_the_next_scan_is_read_while_one_is_segmented_and_no_more(
     segmenter, at_work = Segmenter([model]), []
     real = segmenter.segment
 
-    def segment(image: Any, prepared: Any) -> Any:
+    def segment(prepared: Any) -> Any:
         assert second.wait(timeout=20), "the next scan is read meanwhile"
         at_work.append(len(read))
-        return real(image, prepared)
+        return real(prepared)
 
     monkeypatch.setattr(segmenter, "segment", segment)
     predict(segmenter, scans, tmp_path / "out")
@@ -335,7 +339,7 @@ def test_what_is_there_is_replaced_and_the_same_bytes_come_again(model: Path, sc
 
 def test_an_output_that_cannot_be_a_folder(model: Path, scan: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="something else is in the way"):
+    with pytest.raises(StorageError, match="this is a file, not a folder"):
         predict(Segmenter([model]), find_scans([scan]), tmp_path / "file")
 
 
@@ -358,6 +362,43 @@ def test_scans_are_found_by_name_in_folders_and_in_trees(tmp_path: Path, make_bi
 
 
 @pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ("sub-02/anat/sub-02_rec-srr_T2w.nii.gz", "sub-02/anat/sub-02_rec-srr_T2w.nii.gz"),
+        ("sub-02", "sub-02/anat/sub-02_rec-srr_T2w.nii.gz"),
+        ("sub-01/../sub-02/anat", "sub-02/anat/sub-02_rec-srr_T2w.nii.gz"),
+        ("derivatives/svr", "derivatives/svr/sub-02/ses-1/anat/sub-02_ses-1_T2w.nii.gz"),
+    ],
+)
+def test_any_part_of_a_tree_has_the_ages_of_the_tree(
+    given: str,
+    source: str,
+    make_bids: MakeBids,
+    save: Save,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = make_bids(2, participants="participant_id\tgestational_age\nsub-01\t24\nsub-02\t27\n")
+    save(root / "derivatives/svr/sub-02/ses-1/anat/sub-02_ses-1_T2w.nii.gz", tiny_head()[0])
+    (root / "derivatives/svr/dataset_description.json").write_text("{}")
+    monkeypatch.chdir(root)
+    scans = find_scans([Path(given)])
+    assert [(scan.gestational_age_weeks, scan.root) for scan in scans] == [(27, root)]
+    (done,) = predict(Segmenter([model]), scans, tmp_path / "out").done
+    sidecar = json.loads(Path(str(done.files["segmentation"]).replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sources"] == [f"bids:raw:{source}"]
+
+
+def test_a_list_of_subjects_above_no_tree_gives_no_age(tmp_path: Path, save: Save) -> None:
+    (tmp_path / "participants.tsv").write_text("participant_id\tgestational_age\nsub-01\t24\n")
+    for scan in ("sub-01_T2w.nii", "mine/sub-01/anat/sub-01_T2w.nii"):
+        save(tmp_path / scan, tiny_head()[0])
+        (found,) = find_scans([tmp_path / scan])
+        assert found.gestational_age_weeks is None and found.root is None
+
+
+@pytest.mark.parametrize(
     ("names", "words"),
     [
         (("x.txt",), "this is no NIfTI file"),
@@ -372,3 +413,39 @@ def test_inputs_that_cannot_be_segmented(names: tuple[str, ...], words: str, tmp
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=words):
         find_scans([tmp_path / name for name in names])
+
+
+def test_a_tree_is_searched_as_a_data_set_is(make_bids: MakeBids, save: Save, tmp_path: Path) -> None:
+    root = make_bids(1)
+    stem = "sub-01/anat/sub-01_rec-srr_T2w.nii.gz"
+    save(root / "sourcedata" / stem, tiny_head()[0])
+    (root / "sub-01/anat/._sub-01_rec-srr_T2w.nii.gz").write_bytes(b"\0")
+    (root / "sub-02").symlink_to(save(tmp_path / "store/anat/sub-02_T2w.nii", tiny_head()[0]).parents[1])
+    assert [str(each.name) for each in find_scans([root])] == ["sub-01/anat/sub-01_rec-srr", "sub-02/anat/sub-02"]
+    assert [each.image for each in find_scans([root / "sourcedata"])] == [root / "sourcedata" / stem]
+    plain = save(tmp_path / "plain/a.nii", tiny_head()[0]).parent
+    (plain / "._a.nii").write_bytes(b"\0")
+    assert [each.image.name for each in find_scans([plain])] == ["a.nii"]
+
+
+def test_each_session_has_its_own_age(make_bids: MakeBids, save: Save) -> None:
+    rows = "participant_id\tsession_id\tgestational_age\nsub-01\tses-1\t22\nsub-01\tses-2\t34\n"
+    root = make_bids(0, tsv=None, participants=rows)
+    for session in "123":
+        save(root / f"sub-01/ses-{session}/anat/sub-01_ses-{session}_T2w.nii", tiny_head()[0])
+    assert [each.gestational_age_weeks for each in find_scans([root])] == [22, 34, None]
+
+
+def test_a_result_has_one_desc(tmp_path: Path, save: Save) -> None:
+    scan = save(tmp_path / "sub-01_desc-preproc_T2w.nii.gz", tiny_head()[0])
+    assert [str(each.name) for each in find_scans([scan])] == ["sub-01/anat/sub-01"]
+
+
+def test_volumes_of_sheared_voxels_are_what_they_enclose(model: Path, tmp_path: Path, save: Save) -> None:
+    angle = np.radians(15)
+    sheared = np.diag([0.8, 0.8, 0.8, 1.0])
+    sheared[:3, 1] = 0.8 * np.array([np.sin(angle), np.cos(angle), 0])
+    scan = save(tmp_path / "7.nii", tiny_head()[0], sheared)
+    (done,) = predict(Segmenter([model]), find_scans([scan]), tmp_path / "out").done
+    voxels = np.count_nonzero(nib.load(done.files["segmentation"]).get_fdata())
+    assert sum(done.volumes_ml.values()) == pytest.approx(voxels * 0.8**3 * np.cos(angle) / 1000, rel=1e-5)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from fedseg.errors import StorageError
 from fedseg.imaging.bids import load_dataset
 from fedseg.labels import FETA
 from fedseg.runtime.charging import sampling_frame
-from fedseg.runtime.preparation import prepare_training
+from fedseg.runtime.preparation import prepare_training, require_room
 from tests.runtime.private import private_plan
 
 
@@ -18,3 +22,13 @@ def test_what_is_sampled_is_what_is_charged(make_bids: Callable[..., Path], tmp_
     assert {unit: len(scans) for unit, scans in prepared.items()} == {"P1": 2, "03": 1}
     frame = sampling_frame(dataset, lambda *_: None)
     assert [subject.key or subject.ids[0] for subject in frame] == list(prepared)
+
+
+def test_a_full_disk_is_noticed_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_room(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError) as caught:
+        require_room(tmp_path, 5_000_000)
+    assert caught.value.what == "the disk has 2 MB free, 5 MB are needed"
+    assert caught.value.where == str(tmp_path)

@@ -150,10 +150,14 @@ def test_a_brain_mask_network_learns_a_mask() -> None:
     from fedseg.imaging.label_maps import made_up_labels
     from fedseg.training.pretraining import made_up
 
-    labels = made_up_labels(0, 0, 4.0)
-    mask = made_up(labels, plan(f"task: brain_mask\n{PLAN}"), np.random.default_rng(1)).labels
-    tissues = made_up(labels, plan(), np.random.default_rng(1)).labels
-    np.testing.assert_array_equal(mask, tissues > 0)
+    labels, masks = made_up_labels(0, 0, 4.0), plan(f"task: brain_mask\n{PLAN}")
+    images = [made_up(labels, masks, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(set(np.unique(image.labels)) <= {0, 1} for image in images)
+    stacks = [image for image in images if max(image.image.shape) * 4.0 >= 180]
+    heads = [image for image in images if max(image.image.shape) * 4.0 < 180]
+    assert 10 <= len(stacks) < 20
+    assert any(not image.labels.any() for image in stacks)
+    assert all(image.labels.any() for image in heads)
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,24 @@ from fedseg.errors import LedgerError
 from fedseg.federation.exchange import Countersigned
 from fedseg.federation.outgoing import leaving
 from fedseg.federation.vector import Layout
-from fedseg.plan.manifest import Manifest
+from fedseg.plan.manifest import Init, Manifest
 from fedseg.plan.study import parse_plan
-from fedseg.policy import SitePolicy
+from fedseg.policy import PRIVACY_KEYS, SitePolicy
 from fedseg.privacy.accounting import attacker_curve, epsilon, site_epsilon
 from fedseg.privacy.events import Event
 from fedseg.privacy.identity import Subject
 from fedseg.report.facts import PrivacyReport
+from fedseg.runtime import charging
 from fedseg.runtime.charging import StudyCharger
 from fedseg.runtime.evidence import countersigned_entry
+from fedseg.runtime.extension import extend
 from fedseg.runtime.model_file import privacy_claim, write_model
+from fedseg.runtime.preparation import first_model
 from fedseg.runtime.privacy_facts import site_facts, study_facts
 from fedseg.runtime.privacy_history import RATES, at_deltas, at_one_percent, attack_rates, prefixes
 from fedseg.runtime.privacy_own import own_figures
 from fedseg.runtime.privacy_trust import TWO
-from fedseg.runtime.privacy_words import CLAIMED, DISTRIBUTED_SITES, OFF, SEVERAL_IDS, TWO_SITES
+from fedseg.runtime.privacy_words import CLAIMED, DISTRIBUTED_SITES, OFF, SEVERAL_IDS, TWO_SITES, UNPROTECTED_START
 from fedseg.runtime.resolution import FirstModel, resolve
 from fedseg.runtime.site_folder import Membership, SiteFolder
 from fedseg.runtime.study import StudyFolder
@@ -220,7 +223,9 @@ def test_a_ledger_that_is_gone_is_not_begun_anew(charged: SiteFolder, tmp_path: 
     (tmp_path / "ledger").rename(tmp_path / "moved")
     report = site_facts(charged)
     assert (report.sites[0].ledger_intact, report.epsilon) == (False, None)
-    assert "the privacy ledger is missing (restore" in (report.ledger_error or "")
+    assert "the privacy ledger is missing: there is no such folder (check the path; if it is right, restore" in (
+        report.ledger_error or ""
+    )
     assert not (tmp_path / "ledger").exists()
 
 
@@ -488,7 +493,7 @@ def test_local_noise_trusts_nobody(charged: SiteFolder) -> None:
 def test_a_first_model_and_an_average_are_named(tmp_path: Path) -> None:
     text = PLAN.replace("OPTIMISER", "sgd, average: 0.5").replace("DELTA", "1e-5").replace("RESERVE", "0")
     plan = parse_plan(text.replace("CLIP", "64").replace("ROUNDS", "1"), "averaged.yaml")
-    init = {"model_hash": "ee" * 32, "trained_on": "made-up brains"}
+    init = {"model_hash": "ee" * 32, "trained_on": "made-up brains", "protection": "public"}
     manifest = resolve(plan, toy.FIRST, study="ab" * 16)
     named = Manifest.from_json(
         json.dumps({**json.loads(manifest.to_json()), "init": init}, sort_keys=True, separators=(",", ":")).encode()
@@ -496,8 +501,87 @@ def test_a_first_model_and_an_average_are_named(tmp_path: Path) -> None:
     ledger_at(tmp_path / "ledger")
     report = site_facts(member(tmp_path, named))
     assert (report.pretraining.model_hash, report.pretraining.trained_on) == ("ee" * 32, "made-up brains")
+    assert (report.pretraining.protection, report.notes[0]) == ("public", TWO_SITES)
+    assert "no site can check them" in (report.pretraining.source or "")
     assert "the moving average of the models is released" in report.validation
     assert "public seed" in site_facts(member(tmp_path, manifest, name="seed")).pretraining.trained_on
+
+
+def test_a_first_model_that_nothing_protects_is_said_first_and_stays_a_risk(tmp_path: Path) -> None:
+    init = Init(model_hash="ee" * 32, trained_on="patients, WITHOUT differential privacy")
+    manifest = PRIVATE.model_copy(update={"init": init})
+    ledger_at(tmp_path / "ledger")
+    report = site_facts(member(tmp_path, manifest))
+    assert report.notes[0] == UNPROTECTED_START
+    assert report.residual_risk[0].startswith("First model: the released models contain what")
+    claim = privacy_claim(manifest)
+    assert claim["unprotected_start"] == init.trained_on
+    assert "unprotected_start" not in privacy_claim(PRIVATE)
+    open_study = toy.manifest(toy.plan()).model_copy(update={"init": init})
+    assert site_facts(member(tmp_path, open_study, name="open")).notes == ()
+
+
+def test_the_versions_that_trained_are_those_of_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = PRIVATE.model_copy(update={"code_version": "0.0.1-of-the-coordinator"})
+    folder = member(tmp_path, manifest)
+    for number, version in ((1, "7.1.0"), (2, "7.2.0")):
+        monkeypatch.setattr(charging, "__version__", version)
+        purse(tmp_path, manifest).charge(number, 1, "f" * 64)
+    report = site_facts(folder)
+    assert report.sites[0].code_versions == ("7.1.0", "7.2.0")
+    assert report.code_version == "0.0.1-of-the-coordinator"
+    ledger = tmp_path / "ledger" / LEDGER
+    ledger.write_text(ledger.read_text().replace('"7.1.0"', '"7.2.0"'))
+    assert site_facts(folder).sites[0].ledger_intact is False
+
+
+def test_what_was_promised_first_and_the_hospitals_limits_stay_in_the_report(tmp_path: Path) -> None:
+    new = extend(PRIVATE, toy.INITIAL, rounds=2, epsilon=14.0, book=[], claims=[])
+    folder = member(tmp_path, PRIVATE, "max_epsilon: 15\nlifetime_epsilon: 21.5\n")
+    ledger_at(tmp_path / "ledger")
+    folder.extend([new])
+    agreed = {PRIVATE.plan_hash: "2026-01-02T03:04:05Z", new.plan_hash: "2026-02-03T04:05:06Z"}
+    folder.remember(replace(folder.membership, agreed=agreed))
+    report = site_facts(folder)
+    assert [
+        (each.budget_epsilon, each.rounds, each.reserve_rounds, each.agreed) for each in report.versions.agreed
+    ] == [
+        (8.0, 2, 1, "2026-01-02"),
+        (14.0, 4, 1, "2026-02-03"),
+    ]
+    assert report.notes[0].startswith("The budget was changed by extensions: epsilon 8 was agreed to first, then 14,")
+    assert report.policy is not None
+    assert set(report.policy.limits) == set(PRIVACY_KEYS)
+    assert (report.policy.limits["lifetime_epsilon"], report.policy.limits["max_epsilon"]) == (21.5, 15.0)
+    assert report.policy.written
+    by_default = site_facts(member(tmp_path, PRIVATE, name="default")).policy
+    assert by_default is not None
+    assert (by_default.written, by_default.limits["lifetime_delta"]) == (False, 1e-5)
+
+
+def test_under_fedbn_more_is_noised_than_is_sent_and_the_report_says_what_stays(tmp_path: Path) -> None:
+    text = """
+name: x
+network: {preset: base}
+training: {steps: 4, layers: norms, optimiser: sgd, learning_rate: 0.1}
+privacy: {mode: local, epsilon: 8}
+strategy: {name: fedbn}
+schedule: {rounds: 4}
+sites: {a: {public_subjects: 80}, b: {public_subjects: 80}, c: {public_subjects: 80}}
+"""
+    plan = parse_plan(text, "fedbn.yaml")
+    manifest = resolve(plan, first_model(plan.content), study="ab" * 16)
+    ledger_at(tmp_path / "ledger")
+    report = site_facts(member(tmp_path, manifest))
+    assert report.mechanism is not None
+    assert (report.mechanism.noised, report.mechanism.dimension) == (2520, 72)
+    assert "stay at each site in a personal model that is never sent" in report.strategy
+    names = [each.name for each in report.stays]
+    assert {"cache/", "kept-*.npy", "model-personal.safetensors", "baseline/"} <= set(names)
+    plain = site_facts(member(tmp_path, PRIVATE, name="plain"))
+    assert "model-personal.safetensors" not in [each.name for each in plain.stays]
+    assert plain.mechanism is not None
+    assert plain.mechanism.noised == plain.mechanism.dimension
 
 
 # Rounds.

@@ -60,7 +60,7 @@ def test_the_claim_says_how_many_sites_it_withstands_and_what_one_more_leaves(
     assert f"allows, as long as {who}" in said
     assert f"Where {tolerated + 1} of them do, it is epsilon {printed(shares.one_more)}" in shares.beyond
     assert f"one site's own share promises epsilon {printed(shares.alone)}" in shares.beyond
-    assert shares.beyond in notes(manifest, "site", shares)
+    assert shares.beyond in notes([manifest], "site", shares)
     assert shares.condition in risks(manifest, shares)[0]
     assert shares.condition in (aggregation(manifest, shares).trust_with_masks or "")
 

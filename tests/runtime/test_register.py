@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from fedseg.errors import LedgerError, StaleSession, StorageError
-from fedseg.federation.exchange import CLOSE, SERVER, Enrolled, Head, Join, Paused
+from fedseg.federation.exchange import CLOSE, SERVER, Enrolled, Head, Join, Paused, RingVector
 from fedseg.federation.vector import Weights, model_hash
 from fedseg.plan.manifest import Manifest
-from fedseg.runtime.archive import MemoryArchive, RingVector
-from fedseg.runtime.coordinator import StudyState
+from fedseg.runtime.archive import MemoryArchive
+from fedseg.runtime.course import StudyState
+from fedseg.runtime.disk_archive import DiskArchive
 from fedseg.runtime.evidence import MemoryEvidence, roster_entry, session_entry
 from fedseg.runtime.register import Register
 from fedseg.runtime.session import header_of
-from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.runtime.study import StudyFolder
 from fedseg.secagg.signing import public_half, verify
 from fedseg.store.study_db import RoundRow
 from tests.runtime import toy
@@ -126,7 +127,7 @@ def test_a_round_is_written_down_as_it_goes(tmp_path: Path) -> None:
     bench.one_round()
     log = bench.evidence
     assert kinds(log) == ["roster", *ROUND, "session"]
-    assert of(log, "roster") == [roster_entry(toy.roster(bench.manifest))]
+    assert of(log, "roster") == [roster_entry(toy.roster(bench.manifest), bench.manifest.plan.schedule.rounds)]
     assert of(log, "session")[0] == session_entry(header_of(bench.manifest, toy.roster(bench.manifest), 1, 1, FIRST))
     (row,) = [row for row in bench.archive.rounds() if row.state == "closed"]
     (closed,) = of(log, "closed")
@@ -382,7 +383,7 @@ class FailingArchive(DiskArchive):
 
 def test_a_record_that_fails_again_and_again_loses_no_model(tmp_path: Path) -> None:
     folder = StudyFolder.create(tmp_path / "study", toy.plan(), toy.FIRST, address="localhost:1", now=1e9)
-    archive = FailingArchive(folder)
+    archive = FailingArchive(folder.root, folder.db)
     archive.full = False
     bench = Bench(folder.manifest, archive)  # type: ignore[arg-type]  # an archive all the same, on a disk
     bench.one_round()

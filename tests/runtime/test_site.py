@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedseg.cli.screen import describe
+from fedseg.cli.event_lines import describe
 from fedseg.errors import BelowQuorum, BudgetError, FedsegError, Interrupted, LinkError, ProtocolError, StaleSession
 from fedseg.federation.exchange import (
     Best,
@@ -151,7 +151,7 @@ def test_no_round_is_trained_beyond_those_of_the_plan() -> None:
     rounds = PLAIN.plan.schedule.rounds
     evidence, trainer = MemoryEvidence(), toy.PullTrainer(1.0)
     for number in range(1, rounds + 1):
-        evidence.append("closed", {"round": number, "contributors": ["a", "b", "c"]})
+        evidence.append("closed", {"round": number, "contributors": ["a", "b", "c"], "next_model": FIRST})
     memory = SiteMemory()
     memory.save_weights(toy.INITIAL)
     newest = Head(FIRST, rounds, "ab" * 32)
@@ -488,7 +488,7 @@ def test_a_best_model_taken_on_the_servers_word_is_written_down_and_said() -> No
 
 def test_a_site_is_not_led_back_behind_a_round_that_it_knows() -> None:
     evidence, memory = MemoryEvidence(), SiteMemory()
-    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"]})
+    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"], "next_model": FIRST})
     memory.save_weights(np.full(toy.SIZE, 0.25, np.float32))
     why = left(Script(Join(header(number=2), START)), memory=memory, evidence=evidence)
     assert why.startswith("the server's newest round is 0, this site knows of round 1")
@@ -507,7 +507,7 @@ def test_a_site_is_not_led_back_behind_a_round_that_it_knows() -> None:
 def test_a_history_that_this_site_did_not_see_is_refused(history: tuple[tuple[int, tuple[str, ...]], ...]) -> None:
     evidence, memory = MemoryEvidence(), SiteMemory()
     one_round_plan = toy.manifest(toy.plan(mode="plain", rounds=1))
-    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"]})
+    evidence.append("closed", {"round": 1, "contributors": ["a", "b", "c"], "next_model": FIRST})
     memory.save_weights(toy.INITIAL)
     head = Head(FIRST, 1, "ab" * 32)
     why = left(Script(Finished(head, history)), one_round_plan, memory=memory, evidence=evidence)

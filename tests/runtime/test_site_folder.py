@@ -3,22 +3,20 @@ from __future__ import annotations
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedseg.errors import InviteError, LedgerError, StorageError, UsageError
-from fedseg.federation.exchange import Best
 from fedseg.rpc.certificates import new_protocol_key
 from fedseg.rpc.invites import Invite
 from fedseg.rpc.service import start_server
 from fedseg.runtime.coordinator import Coordinator
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.serve import desk_of
-from fedseg.runtime.site_folder import MOST_SESSION, Membership, SiteFolder
-from fedseg.runtime.study import DiskArchive, StudyFolder
+from fedseg.runtime.site_folder import Membership, SiteFolder
+from fedseg.runtime.study import StudyFolder
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import public_half
 from tests.runtime import toy
@@ -33,7 +31,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyFolder]:
     folder = StudyFolder.create(root, toy.plan(), toy.FIRST, address="127.0.0.1:1", now=NOW)
     coordinator = Coordinator(
         folder.manifest,
-        DiskArchive(folder),
+        folder.archive,
         enrolled=folder.enrolled,
         key=folder.signing_key,
         evidence=MemoryEvidence(),
@@ -113,6 +111,17 @@ def test_a_folder_with_something_else_in_it_is_refused(study: StudyFolder, tmp_p
     SiteFolder(tmp_path / "empty").refuse_other_study(invite)
 
 
+def test_a_command_names_a_folder_as_a_shell_takes_it(study: StudyFolder, tmp_path: Path) -> None:
+    site, invite = SiteFolder(tmp_path / "my state"), study.invite("a", now=NOW, hours=1)
+    enrol(site, invite)
+    with pytest.raises(UsageError) as caught:
+        site.refuse_other_study(invite)
+    assert caught.value.hint == f"go on with: fedseg client join --state '{site.root}'"
+    (site.root / "approved").write_text("x")
+    with pytest.raises(StorageError, match=f"approve-roster --state '{site.root}' --fingerprint HEX"):
+        _ = site.approved
+
+
 def test_a_folder_without_a_membership(site: SiteFolder) -> None:
     with pytest.raises(UsageError, match="this folder holds no site's state") as caught:
         SiteFolder.open(site.root)
@@ -123,73 +132,12 @@ def test_a_folder_without_a_membership(site: SiteFolder) -> None:
 def test_a_damaged_membership_is_named(site: SiteFolder, text: str) -> None:
     site.root.mkdir()
     (site.root / "site.json").write_text(text)
-    with pytest.raises(StorageError, match=r"site\.json: the site's state is damaged"):
+    with pytest.raises(StorageError, match=r"site\.json: the site's state is damaged") as caught:
         _ = site.membership
-
-
-def test_weights_survive_a_restart(site: SiteFolder) -> None:
-    site.root.mkdir()
-    assert site.weights() is None
-    for value in (1, 2):
-        site.save_weights(np.full(5, value, np.float32))
-    kept = SiteFolder(site.root).weights()
-    assert kept is not None
-    np.testing.assert_array_equal(kept, np.full(5, 2, np.float32))
-
-
-def test_a_session_survives_a_restart_and_is_for_the_owner_only(site: SiteFolder) -> None:
-    site.root.mkdir()
-    assert site.session() is None
-    site.save_session(b"first")
-    site.save_session(b"second")
-    assert SiteFolder(site.root).session() == b"second"
-    (path,) = site.root.iterdir()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.write_bytes(bytes(MOST_SESSION + 1))
-    with pytest.raises(StorageError, match=r"session\.bin: the file holds more than the \d+ bytes"):
-        site.session()
-
-
-def test_a_masked_update_is_kept_for_its_session_only(site: SiteFolder) -> None:
-    site.root.mkdir()
-    first, second, vector = b"1" * 32, b"2" * 32, np.arange(5, dtype=np.uint32)
-    assert site.masked(first) is None
-    site.save_masked(first, vector)
-    kept = SiteFolder(site.root).masked(first)
-    assert kept is not None
-    np.testing.assert_array_equal(kept, vector)
-    assert site.masked(second) is None
-    site.save_masked(second, vector)
-    assert site.masked(first) is None
-    assert len(list(site.root.iterdir())) == 1
-
-
-def test_the_best_model_is_remembered_to_the_last_bit(site: SiteFolder) -> None:
-    site.root.mkdir()
-    assert site.best() is None
-    for score in (0.5, 1 / 3):
-        site.save_best(Best("ab" * 32, score))
-    assert SiteFolder(site.root).best() == Best("ab" * 32, 1 / 3)
-    for text in ("", "{", "[1]", '{"score": 1}'):
-        (site.root / "best.json").write_text(text)
-        with pytest.raises(StorageError, match=r"best\.json: what this site knows of the best model is damaged"):
-            site.best()
-
-
-def test_what_evaluations_were_given_outlives_updates_and_models(site: SiteFolder) -> None:
-    site.root.mkdir()
-    assert site.scored("ab" * 32) is None
-    site.save_scored("ab" * 32, "1" * 64)
-    site.save_scored("cd" * 32, "2" * 64)
-    site.save_weights(np.zeros(5, np.float32))
-    site.erase_updates()
-    site.clean_up()
-    again = SiteFolder(site.root)
-    assert [again.scored(model * 32) for model in ("ab", "cd", "ef")] == ["1" * 64, "2" * 64, None]
-    for text in ("", "{", "[1]", "7"):
-        (site.root / "scored.json").write_text(text)
-        with pytest.raises(StorageError, match=r"scored\.json: what this site has given to evaluations is damaged"):
-            site.scored("ab" * 32)
+    assert caught.value.hint == (
+        "restore this folder from a backup; or ask the coordinator for a new invite, and join with it and another "
+        "--state"
+    )
 
 
 # The roster.
@@ -212,7 +160,7 @@ def test_a_roster_is_pinned_and_read_back(site: SiteFolder) -> None:
     data = (site.root / "roster.bin").read_bytes()
     for damaged in (b"", data[:-1], data + b"x", data.replace(b"study", b"\xff\xff\xff\xff\xff")):
         (site.root / "roster.bin").write_bytes(damaged)
-        with pytest.raises(StorageError, match=r"roster\.bin: the pinned roster is damaged"):
+        with pytest.raises(StorageError, match=r"roster\.bin: the pinned roster is damaged.*restore this folder"):
             _ = site.roster
 
 
@@ -240,7 +188,7 @@ def test_a_damaged_protocol_key_is_named(site: SiteFolder, data: bytes) -> None:
     with pytest.raises(StorageError, match=r"protocol\.key: there is no such file or folder"):
         _ = site.protocol_key
     (site.root / "keys" / "protocol.key").write_bytes(data)
-    with pytest.raises(StorageError, match=r"protocol\.key: this site's protocol key is damaged"):
+    with pytest.raises(StorageError, match=r"protocol\.key: this site's protocol key is damaged.*restore this folder"):
         _ = site.protocol_key
 
 
@@ -265,77 +213,7 @@ def test_a_site_begins_its_log_and_goes_on_with_it(member: SiteFolder) -> None:
 
 def test_a_log_that_is_gone_is_not_begun_anew(member: SiteFolder) -> None:
     member.open_audit("ab" * 16).close()
-    member.save_session(b"a session")
+    member.memory.save_session(b"a session")
     member.audit.unlink()
     with pytest.raises(LedgerError):
         member.open_audit("ab" * 16)
-
-
-# What was computed.
-
-
-def test_a_contribution_is_kept_for_its_round_and_model_only(site: SiteFolder) -> None:
-    site.root.mkdir()
-    vector = np.arange(5, dtype=np.uint32)
-    assert site.contribution(1, "a" * 64) is None
-    site.save_contribution(1, "a" * 64, vector)
-    kept = SiteFolder(site.root).contribution(1, "a" * 64)
-    assert kept is not None
-    np.testing.assert_array_equal(kept, vector)
-    assert site.contribution(2, "a" * 64) is None
-    assert site.contribution(1, "b" * 64) is None
-    site.save_contribution(2, "b" * 64, vector)
-    assert site.contribution(1, "a" * 64) is None
-    assert len(list(site.root.iterdir())) == 1
-
-
-@pytest.fixture
-def opened(site: SiteFolder) -> Iterator[Callable[[], list[Path]]]:
-    """Holds every update on disk open; the call says which of those it held have been overwritten with zeros."""
-    site.root.mkdir()
-    site.save_contribution(1, "a" * 64, np.arange(1, 6, dtype=np.uint32))
-    site.save_masked(b"1" * 32, np.arange(1, 6, dtype=np.uint32))
-    held = {path: path.open("rb") for path in site.root.iterdir()}
-    assert len(held) == 2
-    yield lambda: [path for path, file in held.items() if file.seek(0) == 0 and not any(file.read())]
-    for file in held.values():
-        file.close()
-
-
-def test_updates_that_have_served_are_overwritten(site: SiteFolder, opened: Callable[[], list[Path]]) -> None:
-    assert opened() == []
-    site.save_contribution(2, "b" * 64, np.arange(5, dtype=np.uint32))
-    assert [path.name[:12] for path in opened()] == ["contribution"]
-    site.save_masked(b"2" * 32, np.arange(5, dtype=np.uint32))
-    assert len(opened()) == 2
-    assert len(list(site.root.iterdir())) == 2
-
-
-@pytest.mark.parametrize("end", ["a round was closed", "the study is over"])
-def test_after_a_round_and_after_the_study_no_update_is_left(
-    site: SiteFolder, opened: Callable[[], list[Path]], end: str
-) -> None:
-    site.save_weights(np.zeros(5, np.float32)) if end == "a round was closed" else site.erase_updates()
-    assert len(opened()) == 2
-    assert not [path for path in site.root.iterdir() if path.name != "weights.npy"]
-
-
-@pytest.mark.parametrize("name", [".{}.x1.part", ".{}.last", "..{}.x1.part.last"])
-def test_what_a_crash_left_of_an_update_is_overwritten(
-    site: SiteFolder, opened: Callable[[], list[Path]], name: str
-) -> None:
-    for path in list(site.root.iterdir()):
-        path.rename(site.root / name.format(path.name))
-    site.save_session(b"a session")
-    site.clean_up()
-    assert len(opened()) == 2
-    assert [path.name for path in site.root.iterdir()] == ["session.bin"]
-
-
-def test_a_contribution_that_was_cut_short_is_not_sent(site: SiteFolder) -> None:
-    site.root.mkdir()
-    site.save_contribution(1, "a" * 64, np.arange(5, dtype=np.uint32))
-    (path,) = site.root.iterdir()
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(StorageError, match="the file is cut short, or no vector"):
-        site.contribution(1, "a" * 64)

@@ -10,7 +10,8 @@ import torch
 
 from fedseg.errors import DataError, Interrupted
 from fedseg.federation.vector import Layout
-from fedseg.imaging.bids import Dataset, load_dataset
+from fedseg.imaging.bids import load_dataset
+from fedseg.imaging.dataset import Dataset
 from fedseg.labels import scheme
 from fedseg.metrics.summary import summarise
 from fedseg.plan.manifest import Manifest

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import stat
 import time
 from pathlib import Path
@@ -19,11 +18,10 @@ from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
 from fedseg.rpc.certificates import certificate_request, fingerprint, new_protocol_key, new_site_key
 from fedseg.runtime.resolution import check_manifest, expected_noise_norm, resolve
-from fedseg.runtime.study import DiskArchive, StudyFolder, require_room
+from fedseg.runtime.study import StudyFolder
 from fedseg.secagg.roster import Roster
 from fedseg.secagg.signing import public_half
 from fedseg.store.audit_log import AuditLog
-from fedseg.store.study_db import ClaimRow, RoundRow
 from tests.runtime import toy
 from tests.runtime.private import private_manifest, private_plan
 
@@ -200,8 +198,8 @@ def test_a_study_is_opened_as_it_was_made(study: StudyFolder) -> None:
     again = StudyFolder.open(study.root)
     assert again.manifest.plan == toy.plan().content
     assert again.address == "localhost:8443"
-    np.testing.assert_array_equal(DiskArchive(again).load_model(0), toy.INITIAL)
-    assert DiskArchive(again).rounds() == []
+    np.testing.assert_array_equal(again.archive.load_model(0), toy.INITIAL)
+    assert again.archive.rounds() == []
     modes = {
         path.name: stat.S_IMODE(path.stat().st_mode)
         for path in study.root.rglob("*")
@@ -302,36 +300,6 @@ def test_the_server_has_a_key_and_a_log_from_the_start(study: StudyFolder, tmp_p
             _ = study.signing_key
 
 
-def test_the_best_model_outlives_a_restart_and_the_one_before_a_crash(study: StudyFolder) -> None:
-    archive = DiskArchive(study)
-    models = [np.full(toy.SIZE, value, np.float32) for value in (1, 2, 3)]
-    for weights in models:
-        archive.save_best(weights, model_hash(weights))
-    again = DiskArchive(StudyFolder.open(study.root))
-    for weights in models[1:]:
-        np.testing.assert_array_equal(again.load_best(model_hash(weights)), weights)
-    with pytest.raises(StorageError, match=r"best-[0-9a-f]{16}\.npy"):
-        again.load_best(model_hash(models[0]))
-    np.testing.assert_array_equal(again.load_model(0), toy.INITIAL)
-
-
-def test_the_archive_keeps_what_is_needed_and_drops_the_rest(study: StudyFolder) -> None:
-    archive = DiskArchive(study)
-    for number in (1, 2, 3):
-        archive.save_model(number, np.full(toy.SIZE, number, np.float32), np.full(toy.SIZE + 1, number, np.uint32))
-    names = sorted(path.name for path in (study.root / "rounds").iterdir())
-    assert names == ["model-00000.npy", "model-00002.npy", "model-00003.npy", "sum-00002.npy", "sum-00003.npy"]
-    assert archive.load_model(3)[0] == 3
-    assert archive.load_total(3)[0] == 3
-    with pytest.raises(StorageError, match=r"model-00001\.npy"):
-        archive.load_model(1)
-    row = RoundRow(1, 1, "open", "0" * 64, (), {}, None, 1.0, None, 0)
-    archive.save_round(row)
-    archive.save_claim(ClaimRow("a", 1, 10, "h"))
-    assert DiskArchive(StudyFolder.open(study.root)).rounds() == [row]
-    assert study.db.claims()["a"].steps == 10
-
-
 def test_weights_that_bare_a_site_are_refused() -> None:
     text = "name: x\nprivacy: {mode: off}\nschedule: {rounds: 1}\nsites:\n  a: {}\n  b: {weight: 3}\n  c: {}\n"
     document = parse_plan(text, "p.yaml")
@@ -349,25 +317,3 @@ def test_a_damaged_manifest_is_refused(study: StudyFolder) -> None:
     path.write_bytes(path.read_bytes().replace(b'"rounds":3', b'"rounds": 9'))
     with pytest.raises(PlanError, match="the study's manifest is not in canonical form"):
         _ = study.manifest
-
-
-def test_a_full_disk_is_noticed_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_room(tmp_path, 1)
-    usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(StorageError) as caught:
-        require_room(tmp_path, 5_000_000)
-    assert caught.value.what == "the disk has 2 MB free, 5 MB are needed"
-    assert caught.value.where == str(tmp_path)
-
-
-def test_what_a_void_round_leaves_a_gap_in_is_kept(tmp_path: Path) -> None:
-    document = toy.plan()
-    folder = StudyFolder.create(tmp_path / "study", document, toy.FIRST, address="localhost:8443", now=0.0)
-    archive = DiskArchive(folder)
-    total = np.zeros(toy.SIZE + 1, dtype=np.uint32)
-    for number in (1, 4):
-        archive.save_model(number, toy.INITIAL + np.float32(number), total)
-    for number in (0, 1, 4):
-        assert archive.load_model(number)[0] == number
-    archive.load_total(1)

@@ -47,7 +47,7 @@ class FailingLink(LocalLink):
         return self.coordinator.poll(self.site, session, HOLD_S)
 
     def _pass(self, step: str, session: bytes) -> None:
-        attempt = self.coordinator._attempt
+        attempt = self.coordinator._course.attempt
         if attempt is not None and attempt.session == session:
             here = (self.site, step, attempt.header.round, attempt.header.attempt)
             if here in self.failures:

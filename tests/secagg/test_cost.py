@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg.rpc.codec import chunks
 from fedseg.rpc.staging import stage
+from fedseg.rpc.transfer import chunks
 from fedseg.secagg.encoding import Encoding
 from fedseg.secagg.masking import add_mask
 

@@ -160,6 +160,9 @@ def test_files_that_are_something_else(model: Path, monkeypatch: pytest.MonkeyPa
     model.write_bytes(b"PK\x03\x04 a zip file, as torch writes them" + bytes(100))
     with pytest.raises(ModelError, match="this is not a safetensors file"):
         load_model(model)
+    model.write_bytes(b"hello\n")
+    with pytest.raises(ModelError, match="this is not a safetensors file"):
+        load_model(model)
     model.write_bytes(format_safetensors(ARRAYS))
     with pytest.raises(ModelError, match="the file holds weights, but not fedseg's description of them"):
         load_model(model)

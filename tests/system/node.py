@@ -39,6 +39,7 @@ from fedseg.rpc.channel import RemoteStudy
 from fedseg.rpc.invites import Invite
 from fedseg.runtime import events
 from fedseg.runtime.charging import StudyCharger
+from fedseg.runtime.disk_memory import DiskMemory
 from fedseg.runtime.extension import append_versions, following
 from fedseg.runtime.hospital import Hospital
 from fedseg.runtime.patience import patiently
@@ -95,10 +96,11 @@ class MortalCharger(StudyCharger):
 
 
 @dataclass(frozen=True)
-class MortalFolder(SiteFolder):
-    """The folder of a site whose process dies in one state of one round's session."""
+class MortalMemory(DiskMemory):
+    """The disk of a site whose process dies in one state of one round's session."""
 
-    last: tuple[int, str, str] | None = None
+    folder: SiteFolder
+    last: tuple[int, str, str] | None
 
     def save_session(self, data: bytes) -> None:
         super().save_session(data)
@@ -108,7 +110,7 @@ class MortalFolder(SiteFolder):
             self.mark.touch()
 
     def in_last_state(self, data: bytes) -> bool:
-        identity = Identity(self.membership.site, self.protocol_key, self.roster_now)
+        identity = Identity(self.folder.membership.site, self.folder.protocol_key, self.roster_now)
         state = load(data, identity)
         assert self.last is not None
         number = state.round if isinstance(state, Ended) else state.header.round
@@ -116,7 +118,7 @@ class MortalFolder(SiteFolder):
 
     @property
     def roster_now(self) -> Roster:
-        roster = self.roster
+        roster = self.folder.roster
         assert roster is not None
         return roster
 
@@ -150,7 +152,7 @@ def run_server(words: argparse.Namespace, stop: threading.Event) -> dict[str, ob
 
 
 def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, object]:
-    folder = MortalFolder(words.state, last=words.die_in)
+    folder = SiteFolder(words.state)
     if not folder.enrolled:
         _enrol(folder, Invite.decode(words.invite), stop)
     member = folder.membership
@@ -172,13 +174,14 @@ def run_site(words: argparse.Namespace, stop: threading.Event) -> dict[str, obje
         ledger = HospitalLedger.open(Path(member.ledger)).ledger
         return any(charge.round == round_number for charge in ledger.charges(manifest.study))
 
-    folder.clean_up()
+    memory = MortalMemory(folder.root, folder, words.die_in)
+    memory.clean_up()
     with folder.connect(manifest) as remote, folder.open_audit(manifest.study) as log:
         append_versions(log, folder.versions)
-        link: Any = MortalLink(remote, folder.mark) if words.die_in else remote
+        link: Any = MortalLink(remote, memory.mark) if words.die_in else remote
         runner = SiteRunner(
             Identity(member.site, folder.protocol_key, roster), manifest, link,
-            HeldTrainer(words.target, words.state, words.hold, charged), LAYOUT, folder, evidence=log,
+            HeldTrainer(words.target, words.state, words.hold, charged), LAYOUT, memory, evidence=log,
             confirm=lambda enrolled: roster_in_force(folder, manifest, member.site, enrolled), may_reuse=False,
             charger=charger, entropy=secrets.token_bytes, notify=notify, stop=stop, patience_s=60,
         )  # fmt: skip

@@ -22,7 +22,8 @@ from fedseg.imaging.transforms import Prepared
 from fedseg.plan.manifest import Manifest
 from fedseg.plan.study import parse_plan
 from fedseg.runtime.archive import MemoryArchive
-from fedseg.runtime.coordinator import Coordinator, StudyState
+from fedseg.runtime.coordinator import Coordinator
+from fedseg.runtime.course import StudyState
 from fedseg.runtime.evidence import MemoryEvidence
 from fedseg.runtime.preparation import first_model, layout_of, make_trainer, prepare_training, training_data
 from fedseg.runtime.resolution import resolve

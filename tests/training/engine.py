@@ -49,7 +49,7 @@ def clipped_sum(model: nn.Module, batch: Sequence[Subject], bound: float = 1.0) 
     """What one step adds up before the noise, as one float64 vector."""
     private, sums = optimizer(model, max_grad_norm=bound), []
     private.attach_step_hook(lambda taken: sums.append([p.summed_grad.flatten().clone() for p in taken.params]))
-    dpsgd._step(private, batch)
+    dpsgd.take_step(private, batch)
     return torch.cat(sums[0])
 
 

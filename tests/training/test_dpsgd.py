@@ -104,7 +104,7 @@ def test_steps_do_not_leak_into_one_another() -> None:
     private.attach_step_hook(lambda taken: sums.append(taken.params[0].summed_grad.clone()))
     subject = pull(model, torch.full((4,), 0.25))
     for batch in ([subject, subject], [], [subject]):
-        dpsgd._step(private, batch)
+        dpsgd.take_step(private, batch)
     assert [float(total[0]) for total in sums] == [0.5, 0.0, 0.25]
 
 

@@ -116,7 +116,7 @@ def test_a_subjects_private_loss_is_of_that_subject_alone(training: dict[str, An
     losses = []
     for data in (frame, others):
         trainer = LocalTrainer(plan, "a", data, architecture=CARD, noise_multiplier=1.0)
-        trainer._model.load_state_dict(build_network("small", 3, 5).state_dict())
+        trainer.model.load_state_dict(build_network("small", 3, 5).state_dict())
         first, second, _ = trainer._private_losses(bytes)
         losses.append([first().item() for _ in range(4)] + [second().item()])
     assert losses[0][:4] == losses[1][:4]
@@ -212,7 +212,7 @@ def test_no_loss_sees_two_subjects() -> None:
     def gradients(frame: dict[str, Any]) -> dict[str, Any]:
         trainer = LocalTrainer(plan, "a", frame, architecture=CARD, noise_multiplier=1.0)
         trainer._private_losses(counting_entropy())[1]().backward()  # type: ignore[no-untyped-call]
-        return {name: p.grad for name, p in trainer._model.named_parameters()}
+        return {name: p.grad for name, p in trainer.model.named_parameters()}
 
     alone = gradients(data)
     assert all(torch.equal(alone[name], each) for name, each in gradients(blank | {"sub-1": data["sub-1"]}).items())
@@ -347,8 +347,8 @@ def test_bf16_trains_float32_weights(privacy: dict[str, Any] | None) -> None:
     plan = make_plan(steps=1, precision="bf16", privacy=privacy, patch=(24, 16, 16))
     trainer = LocalTrainer(plan, "a", subjects(), architecture=CARD, noise_multiplier=1.0)
     kinds: set[torch.dtype] = set()
-    trainer._model.head.register_forward_hook(lambda module, given, logits: kinds.add(logits.dtype))
-    trainer._model.head.weight.register_hook(lambda gradient: kinds.add(gradient.dtype))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    trainer.model.head.register_forward_hook(lambda module, given, logits: kinds.add(logits.dtype))
+    trainer.model.head.weight.register_hook(lambda gradient: kinds.add(gradient.dtype))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     update = run(trainer, entropy=bytes)
     assert kinds == {torch.bfloat16, torch.float32}
     assert all(np.isfinite(change).all() and change.dtype == np.float32 for change in update.values())

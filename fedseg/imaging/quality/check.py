@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import DataError
-from fedseg.imaging.bids import Case, Dataset
-from fedseg.imaging.nifti import Volume, read_fields, read_image, read_labels
+from fedseg.imaging.dataset import Case, Dataset
+from fedseg.imaging.foreground import find_foreground
+from fedseg.imaging.grids import refuse_other_grid, refuse_stack
+from fedseg.imaging.nifti import Volume, read_fields, read_image, read_labels, stem
 from fedseg.imaging.quality.finding import Finding, Remark, finding, ordered, refused
 from fedseg.imaging.quality.geometry import check_geometry
 from fedseg.imaging.quality.identifying import check_columns, check_header, check_name, check_sidecar
@@ -27,14 +29,7 @@ from fedseg.imaging.quality.metadata import check_age, check_age_column
 from fedseg.imaging.quality.scan import Scan
 from fedseg.imaging.quality.site import Summary, compare, summary
 from fedseg.imaging.tables import columns
-from fedseg.imaging.transforms import (
-    find_foreground,
-    kept_share,
-    map_labels,
-    prepare,
-    refuse_other_grid,
-    refuse_stack,
-)
+from fedseg.imaging.transforms import kept_share, map_labels, prepare
 from fedseg.labels import LabelScheme
 
 Result = TypeVar("Result")
@@ -208,7 +203,7 @@ def _check_fields(scan: Scan, file: Path) -> Iterator[Remark]:
     if fields is not None:
         with file.open("rb") as opened:
             yield from check_header(fields, opened.read(_HEADER_BYTES), file.name)
-    sidecar = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    sidecar = file.with_name(f"{stem(file)}.json")
     if not sidecar.is_file():
         return
     try:

@@ -14,6 +14,8 @@ SPACING_MM = (0.3, 1.5)
 ANISOTROPY = 1.2
 OBLIQUE_DEGREES = 20.0
 SHEAR_DEGREES = 1.0
+SHEARED = "the axes are not at right angles"
+SHEAR_HINT = "the tilt is ignored here, so shapes are distorted: resample the scan to a grid with right angles"
 _PIXDIM_SHARE = 0.01
 
 
@@ -60,19 +62,23 @@ def _units(image: Volume, fields: Fields) -> Iterator[Remark]:
 
 def _axes(image: Volume) -> Iterator[Remark]:
     """Obliqueness, shear, handedness."""
-    columns = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    cosine = float(np.abs(columns.T @ columns - np.eye(3)).max())
-    if cosine > np.sin(np.radians(SHEAR_DEGREES)):
-        detail = f"off by {np.degrees(np.arcsin(min(1.0, cosine))):.1f} degrees"
-        hint = "the tilt is ignored here, so shapes are distorted: resample the scan to a grid with right angles"
-        yield Remark("shear", "warning", "the axes are not at right angles", hint, detail)
+    shear = shear_degrees(image)
+    if shear > SHEAR_DEGREES:
+        yield Remark("shear", "warning", SHEARED, SHEAR_HINT, f"off by {shear:.1f} degrees")
     angle = float(np.degrees(np.max(nib.affines.obliquity(image.affine))))
     if angle > OBLIQUE_DEGREES:
         hint = "turned to its nearest axes only: reconstruct in, or register to, a standard orientation"
         yield Remark("oblique", "warning", "the axes are oblique", hint, f"by {angle:.0f} degrees")
-    if np.linalg.det(columns) < 0:
+    if np.linalg.det(image.affine[:3, :3]) < 0:
         hint = "all are turned to RAS; results come back as stored"
         yield Remark("left-handed", "note", "the axes are left-handed", hint, image.axes)
+
+
+def shear_degrees(image: Volume) -> float:
+    """How far the axes are from right angles, at most."""
+    columns = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    cosine = float(np.abs(columns.T @ columns - np.eye(3)).max())
+    return float(np.degrees(np.arcsin(min(1.0, cosine))))
 
 
 def _sizes(sizes: tuple[float, float, float]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.imaging.foreground import Foreground
 from fedseg.imaging.nifti import Fields, Volume
 from fedseg.imaging.quality.finding import Remark
-from fedseg.imaging.transforms import Foreground
 from fedseg.labels import BRAIN_MASK, LabelScheme
 
 FEWEST_VALUES = 32

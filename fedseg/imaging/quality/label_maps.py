@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedseg.imaging.foreground import Foreground
 from fedseg.imaging.nifti import Fields, Volume, nib
 from fedseg.imaging.quality.finding import Remark
 from fedseg.imaging.resampling import box
-from fedseg.imaging.transforms import Foreground
 from fedseg.labels import BRAIN_MASK, LabelScheme, display_name
 
 SHARES: Mapping[str, tuple[float, float]] = MappingProxyType(

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.imaging.bids import Case
+from fedseg.imaging.dataset import Case
+from fedseg.imaging.foreground import Foreground
 from fedseg.imaging.nifti import Fields, Volume
-from fedseg.imaging.transforms import Foreground
 from fedseg.labels import LabelScheme
 
 

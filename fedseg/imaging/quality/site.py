@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.imaging import resampling
-from fedseg.imaging.bids import Case
 from fedseg.imaging.content import hash_of
+from fedseg.imaging.dataset import Case
+from fedseg.imaging.foreground import Foreground
+from fedseg.imaging.grids import nearest_axes
 from fedseg.imaging.nifti import Volume
 from fedseg.imaging.quality.finding import Finding, Remark, Severity, finding
 from fedseg.imaging.quality.scan import Scan
-from fedseg.imaging.transforms import Foreground, nearest_axes
 
 ALIKE = 0.999
 """Correlation of two thumbnails above which they are held for one scan. Measured on 32 atlas volumes, which are more
