@@ -29,7 +29,7 @@ demo: $(STAMP) ## run a whole study on made-up brains, three sites on this machi
 	$(BIN)/fedseg demo --out $(DEMO_OUT)
 
 test: $(STAMP) ## run the tests
-	$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal
+	$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadgroup
 
 test-slow: $(STAMP) ## run the tests that take long, and look for further examples that fail
 	$(PYTEST) -m slow

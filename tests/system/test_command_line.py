@@ -18,6 +18,8 @@ from fedseg.labels import scheme
 from fedseg.store.checkpoints import load_model
 from tests.system.world import ENVIRONMENT, free_port, until
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 nib: Any = nibabel  # only half of it is typed
 
 SITES = ("a", "b", "c")

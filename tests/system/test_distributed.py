@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.store.privacy_ledger import HospitalLedger
 from tests.system.world import TARGETS, World
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 POOLED = """{mode: distributed, epsilon: 8, reserve_rounds: 1}
 training: {steps: 1, optimiser: sgd, learning_rate: 0.1, momentum: 0.5}"""

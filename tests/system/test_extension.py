@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.events import Event
 from fedseg.privacy.ledger import Ledger
@@ -13,6 +15,8 @@ from fedseg.runtime.privacy_facts import site_facts, study_facts
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.store.privacy_ledger import HospitalLedger
 from tests.system.world import TARGETS, World, until
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 PRIVACY = "{mode: local, epsilon: 8, delta: 1e-5, sampling_rate: 1.0, reserve_rounds: 1}"
 STEPS = 10

@@ -12,6 +12,8 @@ import pytest
 
 from tests.system.world import ENVIRONMENT, ROOT, TARGETS, World, until
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 STATES = ("Advertised", "Shared", "Masked", "Signed", "Unmasked")
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from fedseg.runtime.privacy_facts import study_facts
 from fedseg.runtime.privacy_trust import TWO as TWO_IN_WORDS
 from fedseg.runtime.site_folder import SiteFolder
 from fedseg.store.privacy_ledger import HospitalLedger
 from tests.system.world import LOCAL, TARGETS, TWO, World
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 
 def test_three_sites_end_with_one_model_and_it_is_the_simulated_one(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ CALLS = {
     Phase.UNMASK: "unmask",
 }
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.xdist_group("processes")]
 
 
 class Gone(Exception):
@@ -108,7 +108,7 @@ def study(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
         "patch: [48, 64, 48]": "patch: [32, 32, 32]",
         "steps: 25": "steps: 1",
         "rounds: 40": f"rounds: {LAST}",
-        "deadline_s: 900": "deadline_s: 60\n  absent_after_s: 2",
+        "deadline_s: 900": "deadline_s: 60\n  absent_after_s: 8",
         "  site-crl: {}\n  site-wu: {}\n  site-sba: {}": "".join(f"  {site}: {{}}\n" for site in SOURCES),
     }.items():
         assert old in text

@@ -32,7 +32,7 @@ name: toy
 seed: 7
 privacy: PRIVACY
 aggregation: AGGREGATION
-schedule: {rounds: 3, deadline_s: 30, absent_after_s: 5}
+schedule: {rounds: 3, deadline_s: 60, absent_after_s: 12}
 sites: {a: {}, b: {}, c: {}}
 """
 OFF = "{mode: off}"
