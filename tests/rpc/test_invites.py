@@ -118,6 +118,7 @@ _HEAD = NOW.to_bytes(8) + b"s" * 16
         ),
         (_HEAD + b"\x06host:1\x01a" + to_der(load_certificate(CA.cert_pem)) + b"\0", "cannot be read"),
     ],
+    ids=["port", "certificate", "cut", "text", "socket", "site", "leftover"],
 )
 def test_a_well_framed_invite_is_checked_too(body: bytes, message: str) -> None:
     with pytest.raises(InviteError, match=message):
